@@ -27,7 +27,7 @@ from typing import NamedTuple
 from fl_queue.common import files
 from fl_queue.common.paths import below
 from fl_queue.common.safe_json import is_count
-from fl_queue.errors import CheckpointError, DataError
+from fl_queue.errors import CheckpointError, LocalStorageError
 from fl_queue.models import checkpoint
 from fl_queue.protocol import identifiers, tensor_layout
 from fl_queue.protocol.manifest import Manifest
@@ -113,7 +113,7 @@ class ClientStateFolder:
             with checkpoint.drafted(place, manifest, pieces, metadata) as draft:
                 draft.keep()
         except CheckpointError as exc:
-            raise DataError(
+            raise LocalStorageError(
                 str(place),
                 f"a client's state cannot be written: {exc.reason}",
                 public="a client's state cannot be written",

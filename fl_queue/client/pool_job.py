@@ -19,11 +19,12 @@ from typing import Any
 from fl_queue.aggregation.group_sum import GroupSum
 from fl_queue.client import client_state, interruption, outbox, trust, unknown_runs
 from fl_queue.client.assignment import ClientJob, RoundModel, fetch_base
+from fl_queue.client.progress import refused
 from fl_queue.client.round_job import MAKERS, find_or_make, push
 from fl_queue.client.site import WorkerSettings
 from fl_queue.common import failpoints
 from fl_queue.config.run_config import RunConfig
-from fl_queue.errors import JobRefused, ModelMismatch, RoundEnded
+from fl_queue.errors import JobRefused, ModelMismatch, RoundEnded, RoundRefused
 from fl_queue.models import host_cache
 from fl_queue.protocol import identifiers, virtual_clients
 from fl_queue.protocol.records import Purpose
@@ -148,7 +149,11 @@ def _group(
         clients = [c for c in clients if c not in receipts or not receipts[c].answers]
         for client in clients:
             outbox.remove_unfinished(site.outbox, client)
-    config = _config(store, site, state, current.segment)
+    try:
+        config = _config(store, site, state, current.segment)
+    except RoundRefused as exc:
+        refused(store, site, exc)
+        return str(exc)
     common = ClientJob(store, site, who, state, current, config, is_watched=False)
     if current.purpose != Purpose.initialise:
         try:

@@ -24,9 +24,11 @@ def loads(text: str | bytes, what: str) -> Any:
         MessageError: It is no JSON, holds NaN, Infinity or half a character, or is nested too deep.
     """
     try:
+        # json.loads() would accept bytes in UTF-16, and half characters in UTF-8.
+        text = text if isinstance(text, str) else bytes(text).decode()
         value = json.loads(text, parse_constant=_refuse, parse_float=_finite)
-        if "\\u" in text if isinstance(text, str) else b"\\u" in text:
-            # Halves of characters cannot be stored; they come in escapes only.
+        if "\\u" in text:
+            # Half characters cannot be stored; they come in escapes only.
             json.dumps(value, ensure_ascii=False).encode()
         return value
     except (ValueError, RecursionError) as exc:

@@ -397,19 +397,25 @@ def is_text(value: Any) -> bool:
 def _read_text(value: Any) -> str:
     if type(value) is str and (value.isascii() or is_text(value)):
         return value
+    if type(value) is str:
+        raise Invalid("has half a character")
     raise Invalid(f"is a {type(value).__name__}, not text")
 
 
 def _read_int(value: Any) -> int:
     # type() and not isinstance(): a bool is an int to Python, and no count.
-    if type(value) is not int or not _MIN_INT <= value < _INT_BOUND:
+    if type(value) is not int:
         raise Invalid(f"is a {type(value).__name__}, not an integer of 64 bits")
+    if not _MIN_INT <= value < _INT_BOUND:
+        raise Invalid("is not an integer of 64 bits")
     return value
 
 
 def _read_float(value: Any) -> float:
-    if type(value) is not float and (type(value) is not int or abs(value) >= _INT_BOUND):
+    if type(value) is not float and type(value) is not int:
         raise Invalid(f"is a {type(value).__name__}, not a number")
+    if type(value) is int and abs(value) >= _INT_BOUND:
+        raise Invalid("is not an integer of 64 bits")
     return cast(float, value)
 
 

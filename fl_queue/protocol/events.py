@@ -225,7 +225,7 @@ class RoundUnsigned(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RoundEnded(Event):
+class EndOfRound(Event):
     """A round has ended. ``version``: the one it made."""
 
     round: Count
@@ -234,42 +234,42 @@ class RoundEnded(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RoundInitialised(RoundEnded):
+class RoundInitialised(EndOfRound):
     """Version 0 was made."""
 
     kind = "round_initialised"
 
 
 @dataclass(frozen=True, kw_only=True)
-class RoundCommitted(RoundEnded):
+class RoundCommitted(EndOfRound):
     """A version was made."""
 
     kind = "round_committed"
 
 
 @dataclass(frozen=True, kw_only=True)
-class RoundEvaluated(RoundEnded):
+class RoundEvaluated(EndOfRound):
     """The closing evaluation has ended."""
 
     kind = "round_evaluated"
 
 
 @dataclass(frozen=True, kw_only=True)
-class RoundAbandoned(RoundEnded):
+class RoundAbandoned(EndOfRound):
     """No version was made."""
 
     kind = "round_abandoned"
 
 
 @dataclass(frozen=True, kw_only=True)
-class RoundCancelled(RoundEnded):
+class RoundCancelled(EndOfRound):
     """The run was cancelled."""
 
     kind = "round_cancelled"
 
 
 #: Outcome of a round -> its event.
-ROUND_ENDS: Mapping[Outcome, type[RoundEnded]] = MappingProxyType(
+ROUND_ENDS: Mapping[Outcome, type[EndOfRound]] = MappingProxyType(
     {
         Outcome.initialised: RoundInitialised,
         Outcome.committed: RoundCommitted,
@@ -477,17 +477,29 @@ def kinds() -> Mapping[str, type[Event]]:
 
 
 @cache
-def _hints(kind: str) -> Mapping[str, Any]:
-    """Field -> its type, in a kind of event; in an unknown kind, as the first class has it that declares it."""
-    declared: dict[str, Any] = {}
-    first = [kinds()[kind]] if kind in kinds() else []
-    for made in (*first, *(found for _, found in sorted(kinds().items()))):
-        hints = get_type_hints(made, include_extras=True)
-        for each in fields(made):
-            # None stands for a field that is not written.
-            hint = get_args(hints[each.name])[0] if each.default is None else hints[each.name]
-            declared.setdefault(each.name, hint)
-    return MappingProxyType({**declared, "event": str})
+def _hints(kind: str) -> Mapping[str, tuple[Any, ...]]:
+    """
+    Field -> the types it may have in a kind of event.
+
+    A field that the kind does not declare (one of a newer version, or any of an unknown kind) may have
+    each type that some kind declares for it.
+    """
+    declared: dict[str, tuple[Any, ...]] = {}
+    for made in kinds().values():
+        for name, hint in _types_of(made).items():
+            declared[name] = (*declared.get(name, ()), hint)
+    if kind in kinds():
+        declared |= {name: (hint,) for name, hint in _types_of(kinds()[kind]).items()}
+    return MappingProxyType({**declared, "event": (str,)})
+
+
+def _types_of(made: type[Event]) -> dict[str, Any]:
+    hints = get_type_hints(made, include_extras=True)
+    # None stands for a field that is not written.
+    return {
+        each.name: get_args(hints[each.name])[0] if each.default is None else hints[each.name]
+        for each in fields(made)
+    }
 
 
 def event_of(entry: Mapping[bytes, bytes]) -> dict[str, Any]:
@@ -514,6 +526,6 @@ def _checked(text: bytes | None) -> dict[str, Any]:
     kind = event["event"]
     hints = _hints(kind if type(kind) is str and kind in kinds() else "")
     for name, value in event.items():
-        if name in hints and not schema.fits(value, hints[name]):
+        if name in hints and not any(schema.fits(value, hint) for hint in hints[name]):
             raise MessageError(f"not an event: field {name[:64]} is {str(value)[:64]!r}")
     return event

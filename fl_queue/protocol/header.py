@@ -365,8 +365,9 @@ def _parse(raw: Any) -> Header:
     try:
         header = schema.parse(Header, raw, _OPTIONAL)
     except Invalid as exc:
-        if exc.reason == "is unknown" and "." not in exc.place:
-            raise HeaderError(f"header field {exc.place.strip(chr(39))!r} is unknown") from None
+        if exc.reason == "is unknown":
+            # Its name is foreign data: not for the public text.
+            raise HeaderError(f"header field {exc.place} is unknown") from None
         raise fail(exc.place, exc.reason) from None
     _check_layout(header)
     return header

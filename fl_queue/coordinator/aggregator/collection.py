@@ -31,7 +31,7 @@ class UpdateCollection:
         intake: Processes the messages.
         closing: Decides when the round ends.
         lease: The aggregator's ownership.
-        cost_s: Seconds it took to take the round over; see ``scheduling.Turn``.
+        turn: The round's turn at this worker.
     """
 
     def __init__(
@@ -40,12 +40,12 @@ class UpdateCollection:
         intake: UpdateIntake,
         closing: ClosingDecision,
         lease: OwnershipLease,
-        cost_s: float,
+        turn: scheduling.Turn,
     ) -> None:
         self._current, self._intake, self._closing, self._lease = current, intake, closing, lease
         self._store, self._run, self._incarnation = current.store, current.run, current.incarnation
         self._drain = QueueDrain()
-        self._turn = scheduling.Turn(current.store, current.run, cost_s)
+        self._turn = turn
 
     def collect(self) -> Ending | None:
         """

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from fl_queue.config.consistency import too_few_updates
+from fl_queue.coordinator.aggregator import scheduling
 from fl_queue.coordinator.aggregator.closing import ClosingDecision
 from fl_queue.coordinator.aggregator.collection import UpdateCollection
 from fl_queue.coordinator.aggregator.intake import UpdateIntake
@@ -103,7 +104,9 @@ class RoundAggregator:
             intake = UpdateIntake(current, self._state_dir)
             taken = intake.taken
             intake.resume()
-            cost_s, receipts = time.monotonic() - began, intake.receipts
+            # The turn begins here: fetching the base model is a part of it.
+            turn = scheduling.Turn(self._store, self._run, time.monotonic() - began)
+            receipts = intake.receipts
             builder = VersionBuilder(
                 self._store, self._run, current.state, current.config, self._state_dir
             )
@@ -112,7 +115,7 @@ class RoundAggregator:
                 strategy, refusal = self._load_strategy(current)
                 builder.prepare(intake.merger.manifest)
             closing = ClosingDecision(current, intake, refusal)
-            ending = UpdateCollection(current, intake, closing, lease, cost_s).collect()
+            ending = UpdateCollection(current, intake, closing, lease, turn).collect()
             if ending is None:
                 return self._yield_worker(intake)
             return commit.close(ending, intake, builder, strategy)

@@ -17,7 +17,7 @@ from fl_queue.aggregation.staleness import StalenessWeights
 from fl_queue.aggregation.weighting import largest_weight
 from fl_queue.config.run_config import RunConfig
 from fl_queue.coordinator.rounds.runs import current_config
-from fl_queue.errors import CheckpointError, ConfigError, DataError, MessageError, RunStateError
+from fl_queue.errors import ConfigError, DataError, MessageError, RunStateError, StorageError
 from fl_queue.models import update_archive
 from fl_queue.models.model_store import ModelStore
 from fl_queue.models.update_archive import ArchivedUpdate
@@ -169,7 +169,7 @@ def _verify(
         recomputed = recompute(
             store, state.run_id, state_dir, record, config, strategy_allow, signatures
         )
-    except (CheckpointError, DataError, ConfigError) as exc:
+    except (StorageError, DataError, ConfigError) as exc:
         found = replace(found, result="unknown", reason=str(exc))
     except MessageError as exc:
         found = replace(found, result="different", reason=exc.reason)
@@ -218,7 +218,7 @@ def recompute(
         signatures: Records for each update whether its signature holds.
 
     Raises:
-        CheckpointError: The base is not there any more.
+        StorageError: The base or a state of it is not there any more, or this machine cannot store it.
         ConfigError: The strategy may not be loaded.
         DataError: An update is not there, or damaged.
         MessageError: An update is not one that could have been accepted.

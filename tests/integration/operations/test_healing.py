@@ -16,7 +16,7 @@ from fl_queue.coordinator.operations.healer import Healer
 from fl_queue.coordinator.rounds import lifecycle, opening, runs
 from fl_queue.errors import RunStateError
 from fl_queue.protocol import message
-from fl_queue.protocol.events import Unreadable
+from fl_queue.protocol.events import RunCompleted, Unreadable
 from fl_queue.protocol.header import Header
 from fl_queue.protocol.manifest import Manifest, TensorSpec
 from fl_queue.protocol.records import Receipt
@@ -328,7 +328,7 @@ def test_a_caller_that_slept_opens_no_second_evaluation_and_completes_no_continu
 
     seen = state_of(store, run)
     control.hset(keyspace.run(run), "rounds_wanted", 5)  # Another process has continued the run.
-    assert not runs.set_state(store, seen, "completed", "", "run_completed")
+    assert not runs.set_state(store, seen, "completed", "", RunCompleted)
     assert state_of(store, run).active
 
 

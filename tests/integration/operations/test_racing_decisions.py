@@ -15,6 +15,7 @@ from fl_queue.config.run_config import RunConfig
 from fl_queue.coordinator.operations import controls
 from fl_queue.coordinator.rounds import runs
 from fl_queue.errors import RunStateError
+from fl_queue.protocol.events import RunCompleted
 from fl_queue.reporting import event_lines, progress
 from fl_queue.store import RunState, Store, keyspace
 from fl_queue.web import view_model
@@ -195,7 +196,7 @@ def test_a_caller_that_slept_does_not_overwrite_the_population(
     hand = ManualRun(store, tmp_path, "ab", 10)
     seen = hand.state
     store.control.redis.hset(keyspace.run(hand.run), "population", '["a", "b", "c"]')
-    assert not runs.set_state(store, seen, "completed", "", "run_completed")
+    assert not runs.set_state(store, seen, "completed", "", RunCompleted)
     assert hand.state.active
 
 

@@ -141,6 +141,19 @@ def test_verify_recomputes_every_round_and_notices_what_was_changed(
     assert done.returncode == 0, done.stderr
     assert [verdict["result"] for verdict in json.loads(done.stdout)] == ["same", "same"]
 
+    base = federation.committed(run)[0].base_digest
+    checkpoint = federation.redis.state_dir / "checkpoints" / run / f"{base}.safetensors"
+    hidden = checkpoint.rename(checkpoint.with_suffix(".hidden"))
+    (federation.redis.state_dir / "cache" / run / base).unlink(missing_ok=True)
+    assert not federation.store.data.redis.keys(
+        f"flq:*{base}*"
+    )  # The server keeps newer versions only.
+    without_base = fl_queue(federation, "verify", "kept", "--json")
+    hidden.rename(checkpoint)
+    assert without_base.returncode == 0, without_base.stderr  # A round could be recomputed.
+    found = json.loads(without_base.stdout)
+    assert [verdict["result"] for verdict in found] == ["unknown", "same"]
+
     control = federation.store.control.redis
     record = json.loads(control.lindex(keyspace.history(run), 0) or b"")
     control.lset(keyspace.history(run), 0, json.dumps({**record, "digest": "0" * 64}))

@@ -12,6 +12,7 @@ from fl_queue.config import loading
 from fl_queue.coordinator.operations import enrolment
 from fl_queue.coordinator.rounds import eligibility, lifecycle, preflight, runs
 from fl_queue.errors import ConfigError
+from fl_queue.protocol.events import RunCompleted
 from fl_queue.reporting import diagnosis, run_status
 from fl_queue.store import RunState, Store, keyspace
 from tests.support.manual_run import ManualRun
@@ -127,7 +128,7 @@ def test_who_joins_gets_what_shares_are_left(store: Store, tmp_path: Path) -> No
 def test_a_run_that_is_gone_on_with_may_name_others(store: Store) -> None:
     loaded = loading.load("mnist-3v7", ('clients.include=["a"]',), {})
     state = runs.start_run(store, "changing", loaded, 1)
-    runs.set_state(store, state, "completed", "", "run_completed")
+    runs.set_state(store, state, "completed", "", RunCompleted)
     other = loading.load("mnist-3v7", ('clients.exclude=["a"]',), {})
     gone_on: RunState = runs.start_run(store, "changing", other, 1)
     assert runs.current_config(store, gone_on.run_id).clients.exclude == ("a",)

@@ -11,7 +11,7 @@ import pytest
 
 from fl_queue.client import client_state
 from fl_queue.client.client_state import AcceptedUpdate, ClientStateFolder
-from fl_queue.errors import DataError
+from fl_queue.errors import LocalStorageError
 from fl_queue.protocol.manifest import Manifest, TensorSpec
 
 LAYOUT = client_state.layout(
@@ -82,7 +82,7 @@ def test_only_its_owner_can_read_it(tmp_path: Path) -> None:
 
 def test_a_full_disk_names_the_folder(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(DataError, match="state cannot be written"):
+    with pytest.raises(LocalStorageError, match="state cannot be written"):
         write(tmp_path / "file", 1, ONE, 1.0)
 
 

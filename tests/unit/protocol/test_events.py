@@ -94,3 +94,10 @@ def test_fields_and_kinds_of_a_newer_version_are_read() -> None:
     event = {"event": "of a newer version", "round": 1, "also": [1, {"x": None}]}
 
     assert read(event) == event
+
+
+@pytest.mark.parametrize("clients", [3, ["a"]])
+def test_a_field_with_two_types_may_have_either_in_an_unknown_kind(clients: object) -> None:
+    event = {"event": "of a newer version", "clients": clients}
+
+    assert read(event) == event

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from fl_queue.protocol.events import RunRestored
 from fl_queue.store import Store, key_table
 from fl_queue.store.key_table import KEYS, Key
 from fl_queue.store.transactions import backups
@@ -59,7 +60,7 @@ def test_deletion_removes_every_key_of_a_run_and_none_of_another(key: Key) -> No
 
 def test_a_restored_run_has_the_keys_that_a_backup_holds(store: Store) -> None:
     field = {"1": "{}"}
-    event = {"event": "run_restored", "version": 1, "of": "lawful-000000"}
+    event = RunRestored(version=1, of="lawful-000000")
     restored = RestoredRun(
         RUN, "lawful", ["lawful-000000"], event, {"state": "completed"},
         "[]", "{}", field, ["{}"], {"1": 1}, {"hospital-a": "{}"}, field,

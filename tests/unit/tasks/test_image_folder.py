@@ -196,9 +196,9 @@ def test_a_class_without_an_image_among_its_files_is_refused(folder, name):
 def test_a_file_of_several_pictures_is_refused_by_name(folder, suffix):
     pages = [Image.new("L", (32, 32), value) for value in (10, 200, 30)]
     path = folder / "test" / "blue" / f"a.{suffix}"
-    pages[0].save_image(path)
+    pages[0].save(path)
     stack = folder / "test" / "blue" / f"b.{suffix}"
-    pages[0].save_image(stack, save_all=True, append_images=pages[1:])
+    pages[0].save(stack, save_all=True, append_images=pages[1:])
     images = task_of(folder).test_data(str(folder))
     at = [item[0] for item in images.items]
     assert images[at.index(path)][0].shape == (3, 32, 32)
@@ -210,7 +210,7 @@ def test_a_file_of_several_pictures_is_refused_by_name(folder, suffix):
 def test_a_cameras_picture_with_a_second_view_is_read(folder):
     path = folder / "test" / "blue" / "0.jpg"
     pages = [Image.new("RGB", (32, 32), (0, 0, value)) for value in (200, 10)]
-    pages[0].save_image(path, format="MPO", save_all=True, append_images=pages[1:])
+    pages[0].save(path, format="MPO", save_all=True, append_images=pages[1:])
     pixels, _ = task_of(folder).test_data(str(folder))[0]
     assert pixels[2].mean() > 0.7
 
