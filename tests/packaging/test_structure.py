@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import ast
 import re
+from configparser import ConfigParser
 from functools import cache
 from pathlib import Path
+
+from setuptools import find_packages
 
 from tests.support.checkout import ROOT
 
@@ -90,3 +93,43 @@ def test_the_files_of_the_list_mention_what_they_cover() -> None:
     ]
 
     assert wrong == []
+
+
+def declared() -> ConfigParser:
+    """``setup.cfg``, parsed."""
+    parser = ConfigParser()
+    parser.read(ROOT / "setup.cfg")
+    return parser
+
+
+def test_a_wheel_has_every_package() -> None:
+    listed = set(declared()["options"]["packages"].split())
+
+    # The presets are the folder config/ of the checkout.
+    found = find_packages(str(ROOT), include=["fl_queue*", "workers*"])
+    assert listed - {"fl_queue.presets"} == set(found)
+
+
+def test_a_wheel_has_every_data_file() -> None:
+    data = declared()["options.package_data"]
+    patterns = {
+        folder_of(package): [part.strip() for part in text.split(",")]
+        for package, text in data.items()
+    }
+    inside = {
+        path for folder, parts in patterns.items() for part in parts for path in folder.glob(part)
+    }
+    wanted = {
+        path
+        for path in PACKAGE.rglob("*")
+        if path.is_file() and path.suffix != ".py" and path.parent.name != "__pycache__"
+    } | {*(ROOT / "config").glob("*.toml"), *(ROOT / "config/grafana").glob("*.json")}
+
+    assert wanted - inside == set()
+
+
+def folder_of(package: str) -> Path:
+    """The folder of a package in the checkout."""
+    if package == "fl_queue.presets":
+        return ROOT / "config"
+    return ROOT / package.replace(".", "/")
