@@ -29,7 +29,7 @@ POINTS = {
     "update.refused": "an aggregator removes what it has refused from its taken list",
     "refused.removed": "an aggregator takes the next elements",
     "partial.stored": "an aggregator records the sum and removes its updates",
-    "partial.saved": "an aggregator removes what a checkpointed sum replaced",
+    "partial.saved": "an aggregator removes what a partial sum replaced",
     "round.decided": "an aggregator makes the next model",
     "model.published": "an aggregator writes the checkpoint",
     "checkpoint.written": "an aggregator runs the commit script",

@@ -379,7 +379,7 @@ class ControlWritesLost(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class SumRefused(Event):
-    """The checkpointed sum of a round was changed."""
+    """The partial sum of a round was changed."""
 
     kind = "sum_refused"
     round: Count

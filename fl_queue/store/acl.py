@@ -1,5 +1,5 @@
 """
-Who may do what on the Redis servers: users and their rules for Redis' access control. No Redis here.
+Users of the Redis servers and their rules for Redis' access control. No Redis here.
 
 Redis 7 has selectors: one user is given several sets of commands, each with keys of its own. 6.2 has
 none, and there a union of all commands and all keys would let a client DEL, LTRIM or SET the results

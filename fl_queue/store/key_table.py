@@ -439,7 +439,7 @@ KEYS: tuple[Key, ...] = (
         "data",
         "messages that one aggregator incarnation has claimed",
         "the aggregator",
-        ("a message until it is rejected, its round has ended, or it is in the checkpointed sum"),
+        ("a message until it is rejected, its round has ended, or it is in the partial sum"),
         removable=True,
     ),
     Key(
@@ -457,7 +457,7 @@ KEYS: tuple[Key, ...] = (
         "hash",
         "data",
         (
-            "the open round's checkpointed sum: round, opening (when that round was opened, from "
+            "the open round's partial sum: round, opening (when that round was opened, from "
             "which version), digest, nbytes, weight, divisor, count, and progress: JSON of the "
             "receipts of the updates in it, which are no longer on the server; signature: the "
             "operator's, over all of it"
@@ -531,7 +531,7 @@ KEYS: tuple[Key, ...] = (
         "flq:partial:<run>:<digest>:<i>",
         "string",
         "data",
-        "a piece of the checkpointed sum",
+        "a piece of the partial sum",
         "the aggregator that owns taken",
         "until its round has ended; remains of a killed one, an hour",
         removable=True,

@@ -9,7 +9,7 @@ Judge each message that an aggregator has taken, and merge the good ones.
 4. wanted: it is for this run, round, cohort and version, and the first one of its client;
 5. good: its metrics, layout, digest and values are within the limits. Then it is in the sum.
 
-Every step can be repeated: receipts are rewritten, and messages and the checkpointed sum are removed only by
+Every step can be repeated: receipts are rewritten, and messages and the partial sum are removed only by
 the owner of the taken list. Refused messages are counted, and the first of a known client have a receipt.
 """
 
@@ -114,7 +114,7 @@ class UpdateIntake:
 
     @property
     def can_resume(self) -> bool:
-        """Whether another incarnation can go on from a checkpointed sum; else it takes all messages again."""
+        """Whether another incarnation can go on from a partial sum; else it takes all messages again."""
         return self.merger is None or self.merger.is_resumable
 
     def received(self) -> int:
@@ -398,10 +398,10 @@ class UpdateIntake:
                 self.progress.training[own.client] = own.train_metrics
         return receipts
 
-    # The checkpointed sum
+    # The partial sum
 
     def resume(self) -> None:
-        """Continue from earlier incarnations: their refusals, and their checkpointed sum if there is one."""
+        """Continue from earlier incarnations: their refusals, and their partial sum if there is one."""
         if self.merger is not None and (found := self._checkpoint.load(self.merger.total)):
             self.progress = found
         for client, receipt in self.store.control.receipts.of_round(self.run, self.number).items():

@@ -65,7 +65,7 @@ class PartialRoundState:
 
 class PartialSumStore:
     """
-    The checkpointed sum of a run; it has one at most.
+    The partial sum of a run; it has one at most.
 
     Args:
         store: Both servers, and the operator's key if this machine has it: it signs the record.
@@ -77,7 +77,7 @@ class PartialSumStore:
 
     def find(self, number: int | None = None, opening: str = "") -> dict[str, str]:
         """
-        The record of the checkpointed sum; empty when there is none.
+        The record of the partial sum; empty when there is none.
 
         Args:
             number: Only the sum of this round.
@@ -183,7 +183,7 @@ class PartialSumStore:
 
     def load(self, saved: Mapping[str, str], total: ExactSum) -> None:
         """
-        Add the checkpointed sum of a record to ``total``, which is empty.
+        Add the partial sum of a record to ``total``, which is empty.
 
         Raises:
             ContentMissing: It is not there any more: its clients have to be asked again.
@@ -209,7 +209,7 @@ class PartialSumStore:
 
     def drop(self, number: int) -> None:
         """
-        Remove the checkpointed sum of a round that has ended, or whose sum is lost.
+        Remove the partial sum of a round that has ended, or whose sum is lost.
 
         Args:
             number: Sums of later rounds stay: their aggregator may be at work while an ended round is

@@ -1,4 +1,4 @@
-"""The checkpointed sum of an open round, as one incarnation of its aggregator loads and saves it."""
+"""The partial sum of an open round, as one incarnation of its aggregator loads and saves it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class SumCheckpoint:
 
     def load(self, total: ExactSum) -> PartialRoundState | None:
         """
-        Add the checkpointed sum of earlier incarnations to an empty sum.
+        Add the partial sum of earlier incarnations to an empty sum.
 
         A sum that is lost, or is not signed by the operator, is removed, and all clients are asked again.
 

@@ -108,7 +108,7 @@ class TakenList:
         self.lying_bytes = self.largest_bytes = 0
 
     def clean_up(self) -> None:
-        """Remove everything of a round that has ended: messages, chunks, turns, checkpointed sum."""
+        """Remove everything of a round that has ended: messages, chunks, turns, partial sum."""
         # Messages last: after a kill in between, the next owner finds in them what else to remove.
         self.drop_chunks()
         self._store.data.admission.forget_turns(self._run, self._incarnation.round)

@@ -1,1 +1,1 @@
-"""What keeps runs going and what an operator does with them: healer, cancel, backup, enrolment, verification."""
+"""Repair and operation of runs: healer, cancel, backup, enrolment, verification."""
