@@ -1,7 +1,7 @@
 """
-Federated learning as a message-queue pipeline over Redis.
+Federated learning over Redis: data owners train one model together, and their data stay with them.
 
-What is public: the names below, and the modules ``tasks``, ``strategies``, ``errors`` and ``metrics``.
+Public: the names below, and the modules ``tasks``, ``strategies``, ``errors`` and ``metrics``.
 """
 
 from __future__ import annotations

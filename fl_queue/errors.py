@@ -2,7 +2,7 @@
 All errors that a command or a job can end with, and their exit codes.
 
 Library code raises, and never prints or exits: ``cli.main`` turns an error into one line and its class's
-``exit_code``. ``docs/cli.md`` has the table of exit codes; a test compares it with the classes here.
+``exit_code``. ``docs/reference/cli.md`` has the table of exit codes; a test compares it with the classes here.
 
 The text of an error may quote data (a cell, a path, a message of a task's code). Only its ``public`` text
 leaves a client's machine, see ``tasks/error_disclosure.py``; an error without one is named by its class.

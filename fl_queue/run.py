@@ -77,7 +77,7 @@ class Run:
         A simulation's missing servers and workers are started as child processes, until ``close``.
 
         Args:
-            source: A TOML file, or the name of a shipped config (``demo``, ``mnist-2nn``, ...).
+            source: A TOML file or a preset (``demo``, ``mnist-2nn``, ...).
             name: Name of the run; default: that of the config.
             rounds: Rounds of training from here on; default: ``run.rounds``.
             settings: Fields of the config to override, such as ``{"train.epochs": 2}``.

@@ -68,7 +68,7 @@ SECTIONS = {
         "sweep": "sweep:sweep",
         "compare": "compare:compare_command",
     },
-    "Servers": {
+    "Processes": {
         "worker": "worker:worker",
         "redis": "redis:redis_command",
         "web": "web:web",
@@ -92,13 +92,13 @@ COMMANDS = {name: target for part in SECTIONS.values() for name, target in part.
 )
 def cli(log_format: str) -> None:
     """
-    Federated learning as a message-queue pipeline over Redis.
+    Federated learning over Redis: data owners train one model together, and their data stay with them.
 
     Start with `fl-queue demo`. A federation needs a Redis, `fl-queue worker aggregator`, one
     `fl-queue worker client --client ID` for each data owner, and `fl-queue start-round CONFIG`.
 
-    Exit codes: 0 ok, 1 unexpected error, 2 usage or config, 3 bad data or model, 4 run or round failed,
-    5 Redis not reachable, 130 interrupted. With --json an error is a JSON object on standard error.
+    Exit codes: 0 ok, 1 unexpected error or a failed check of `doctor`, 2 usage or config, 3 bad data or
+    model, 4 run or round failed, or `verify` found a difference, 5 Redis not reachable, 130 interrupted. With --json an error is a JSON object on standard error.
     """
     if log_format != os.environ.get(logs.VARIABLE, logs.TEXT):
         os.environ[logs.VARIABLE] = log_format

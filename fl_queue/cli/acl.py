@@ -19,7 +19,7 @@ PLACEHOLDER = "#SHA256-OF-PASSWORD"
     type=click.Choice(["6.2", "7.0"]),
     default="7.0",
     show_default=True,
-    help="7.0 or newer: one user for each client. 6.2: three, as it has no selectors.",
+    help="7.0 or newer: one Redis user for each client; 6.2 (no ACL selectors): three.",
 )
 @click.option(
     "--server",

@@ -36,7 +36,7 @@ _no_acl = click.option(
 
 @dataclass(frozen=True)
 class _SiteConnection:
-    """How the site reaches the servers, as the options have it."""
+    """URLs and certificates with which the site reaches the servers."""
 
     site_url: str
     site_blob_url: str
@@ -55,7 +55,7 @@ class _SiteConnection:
 
 @dataclass(frozen=True)
 class _Permissions:
-    """What is changed, and what the client may do."""
+    """Limits of the client, and permissions of the command."""
 
     force: bool
     max_examples: int
@@ -86,11 +86,19 @@ class _Permissions:
 @collect(
     "connection",
     _SiteConnection,
-    click.option("--site-url", default="", help="URL of the control server at the site."),
-    click.option("--site-blob-url", default="", help="URL of the data server at the site."),
+    click.option(
+        "--site-url",
+        default="",
+        help="URL by which the site reaches the control server. Default: the operator's.",
+    ),
+    click.option(
+        "--site-blob-url",
+        default="",
+        help="URL by which the site reaches the data server. Default: the operator's.",
+    ),
     file_option(
         "--tls-ca",
-        help="Certificate that signed those of the servers. Default: ssl_ca_certs of the URL.",
+        help="CA certificate that signed the servers' certificates. Default: ssl_ca_certs of the URL.",
     ),
     file_option("--tls-cert", help="The site's own certificate, for mutual TLS."),
     file_option("--tls-key", help="Private key of --tls-cert."),

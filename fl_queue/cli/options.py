@@ -220,7 +220,8 @@ def strategy_option(command: Command) -> Command:
         multiple=True,
         metavar="MODULE:CLASS",
         callback=_checked_strategies,
-        help="Allow this strategy of your own to be imported; may be repeated.",
+        help="Allow this strategy of your own to be imported (MODULE:* for all that the module defines); "
+        "may be repeated.",
     )(command)
 
 
@@ -261,7 +262,10 @@ def output_option(
 def json_option(command: Command) -> Command:
     """Add ``--json``; the command gets it as ``as_json``."""
     return click.option(
-        "--json", "as_json", is_flag=True, help="Print JSON; an error, too, on standard error."
+        "--json",
+        "as_json",
+        is_flag=True,
+        help="Print JSON; errors are JSON too, on standard error.",
     )(command)
 
 
@@ -295,7 +299,7 @@ threads_option = click.option(
     default=1,
     show_default=True,
     type=click.IntRange(min=1),
-    help="CPU threads of the training.",
+    help="CPU threads for training and evaluation.",
 )
 
 

@@ -13,7 +13,13 @@ from fl_queue.errors import ConfigError
 
 
 @click.command()
-@click.option("--port", default=9464, show_default=True, type=click.IntRange(0, 65535))
+@click.option(
+    "--port",
+    default=9464,
+    show_default=True,
+    type=click.IntRange(0, 65535),
+    help="Port to bind; 0: a free one.",
+)
 @click.option(
     "--host",
     default="127.0.0.1",

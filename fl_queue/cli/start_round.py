@@ -32,7 +32,7 @@ from fl_queue.reporting import rich_console, run_status
     "name",
     default="",
     metavar="NAME",
-    help="Name of the run. Default: that of CONFIG. An existing run is continued.",
+    help="Name of the run; a run that exists is continued. Default: the name of CONFIG.",
 )
 @click.option(
     "--rounds",
@@ -62,7 +62,7 @@ def start_round(
     """
     Start a run, or continue it from its newest version.
 
-    CONFIG is a TOML file, or the name of a shipped one (demo, mnist-2nn, ...). The run goes on when
+    CONFIG is a TOML file or a preset (demo, mnist-2nn, ...). The run goes on when
     this command ends. A simulation needs no servers or workers: those that are missing (Redis,
     aggregator, pool, evaluator) are started, and end with this command.
     """

@@ -60,7 +60,7 @@ class _Choice:
         "name",
         default="",
         metavar="NAME",
-        help="First part of the runs' names. Default: that of CONFIG.",
+        help="First part of the runs' names. Default: the name of CONFIG.",
     ),
     set_option(),
 )

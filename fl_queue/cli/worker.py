@@ -64,7 +64,7 @@ class TrainingOptions:
 
 @dataclass(frozen=True)
 class SiteRules:
-    """What a site gives to a federation, and when."""
+    """Rules of a site: limits of examples, hours, approval, configs."""
 
     max_examples: int
     min_examples: int
@@ -115,7 +115,7 @@ training_options = collect(
         "--data",
         default="",
         metavar="FOLDER",
-        help="Folder of this site's data. A task reads the files in it, and follows links.",
+        help="Data folder of this machine. A task reads files inside it only; a link that leads out is refused.",
     ),
     click.option(
         "--data-from-config",
@@ -126,7 +126,7 @@ training_options = collect(
         "--task-allow",
         multiple=True,
         metavar="TASK",
-        help="Train this task and no other: MODULE:NAME (a class or function), MODULE:* (all that the "
+        help="Load this task and no other: MODULE:NAME (a class or function), MODULE:* (all that the "
         "module defines), or a built-in one (csv, image-folder, mnist); may be repeated. Default: all "
         "built-in ones.",
     ),
@@ -255,14 +255,14 @@ def worker_evaluator(
     "--processes",
     default=0,
     type=click.IntRange(min=0),
-    help="Processes, of one thread each. Default: one for each core.",
+    help="Number of processes; each trains with --threads threads. Default: one for each core.",
 )
 @training_options
 @connection_options
 def worker_pool(
     deployment: Deployment, processes: int, min_examples: int, training: TrainingOptions
 ) -> None:
-    """Train the virtual clients of simulations, on one machine or several."""
+    """Train the virtual clients of simulations."""
     count = processes or len(os.sched_getaffinity(0))
     settings = replace(deployment.site(), min_examples=min_examples)
     _become_worker("pool", training.apply(settings), count)

@@ -1,1 +1,1 @@
-"""The data owner's side: from the base model to the update in the outbox; what its owner may see and stop. Never imports the coordinator."""
+"""The data owner's side: train from the base version, keep the update in the outbox, send it; pause and approve. Never imports the coordinator."""

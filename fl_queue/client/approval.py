@@ -37,7 +37,7 @@ MAX_REASON_LENGTH = 200
 
 @dataclass(frozen=True)
 class Decision:
-    """Decision of a site operator. Args: ``reason``: why the update stays, for the coordinator."""
+    """Decision of a site operator. Args: ``reason``: why the update stays, shown to the operator."""
 
     approved: bool
     reason: str = ""

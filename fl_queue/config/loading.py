@@ -27,10 +27,10 @@ def load(
     environ: Mapping[str, str] = os.environ,
 ) -> RunConfig:
     """
-    Read a config: a TOML file, or the name of a shipped one (``demo``, ``mnist-2nn``), or none.
+    Read a config: a TOML file, a preset (``demo``, ``mnist-2nn``), or the defaults.
 
     Args:
-        source: Path or name; None for the defaults alone.
+        source: Path of a file or name of a preset; None for the defaults alone.
         overrides: ``section.key=value`` texts, values as in TOML (bare words are text).
         environ: Environment with ``FLQ_<SECTION>_<KEY>`` variables.
 
@@ -53,14 +53,14 @@ def load(
 
 
 def preset_folder() -> Path:
-    """Where the shipped configs are: ``config/`` of a checkout, ``presets/`` of an installed package."""
+    """Folder of the presets: ``config/`` of a checkout, ``presets/`` of an installed package."""
     package = Path(__file__).parents[1]
     installed = package / "presets"
     return installed if installed.is_dir() else package.parent / "config"
 
 
 def preset_names() -> list[str]:
-    """Names of the shipped configs that ``load`` takes in place of a path."""
+    """Names of the presets, which ``load`` takes in place of a path."""
     return sorted(file.stem for file in preset_folder().glob("*.toml") if file.stem != "default")
 
 

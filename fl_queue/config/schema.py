@@ -336,7 +336,7 @@ class SecuritySection(Section):
 
 @dataclass(frozen=True, kw_only=True)
 class RedisSection(Section):
-    """Where Redis is (this machine's view, not recorded with the run), and how blobs travel."""
+    """URLs of Redis (this machine's view, not recorded with the run), and how models and updates are sent."""
 
     NAME = "redis"
 

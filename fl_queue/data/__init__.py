@@ -1,1 +1,1 @@
-"""The MNIST excerpt that ships with the package; its source is in README.md."""
+"""Partition of data over clients, and the MNIST excerpt of the package (source: README.md)."""

@@ -1,4 +1,4 @@
-"""Accepted updates -> next model: one strategy a file, whose docstring has the equations."""
+"""Strategies: the rules that turn accepted updates into the next version. One file each; its docstring has the equations."""
 
 from __future__ import annotations
 

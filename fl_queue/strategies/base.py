@@ -1,5 +1,5 @@
 """
-What a strategy is: what clients add to their updates, what is summed, and how that becomes the next model.
+Base class of strategies: the additions of clients, the sum, and the next version from it.
 
 A strategy states that in class attributes and three methods; everything around it (blocks, buffers, the
 exact sum, state on disk) is done once, here and in ``aggregation/merge.py``. After the sum everything is

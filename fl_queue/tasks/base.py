@@ -57,7 +57,7 @@ class ClientData:
 
 class Task(ABC):
     """
-    What is trained, on which data. Subclass it for a task of your own.
+    Model, data and loss of a run. Subclass it for a task of your own.
 
     Two methods are needed; ``test_data``, ``loss``, ``train`` and ``evaluate`` have defaults for
     classification. A model and two data sets need no class; see ``function``. This is a complete task, in a file ``beans.py``::

@@ -6,12 +6,13 @@ It holds no state: what it shows is read from Redis, what it starts is what ``st
     tokens      made, or read from a file
     access      who may do what: tokens and cookies
     limits      wrong tokens and open pages, for each visitor and in all
-    guard       what is refused: other hosts and sites, no token, a body too large; the headers of every answer
+    security    what is refused: other hosts and sites, no token, a body too large; the headers of every answer
     connection  the store, again after an outage
-    scene       what the page shows, as JSON
-    feed        server-sent events: news of the event streams, to every open page
+    view_model  what the page shows, as JSON
+    event_feed  server-sent events: news of the event streams, to every open page
     api         /api/v1
-    metrics     /metrics, for Prometheus
+    prometheus  /metrics, for Prometheus
     pages       the HTML, and what a plain HTTP client gets
-    serve       the server
+    launch      runs that a page starts
+    server      the server
 """
