@@ -376,6 +376,6 @@ def _fitting(key: str, having: Sequence[Sums]) -> Sequence[Sums]:
 
 
 def _examples(sums: Sums, key: str) -> int:
-    """How many examples a key is of: a part beside the version has examples of its own."""
+    """Number of examples of a key: a part beside the version has examples of its own."""
     part = next((f"{one}_" for one in BESIDE if key.startswith(f"{one}_")), "")
     return int(sums.get(f"{part}num_examples", sums.get("num_examples", 0)))

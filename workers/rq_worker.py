@@ -186,7 +186,7 @@ class FLWorker(HorseWorker):
         raise RedisConnectionError(f"how job {job.id} ended could not be written")
 
     def _outcome(self, job: Any, text: str) -> str:
-        """What Redis gets of why a job failed. Args: ``text``: RQ's; a traceback, or a line without data."""
+        """Text of a job's failure for Redis. Args: ``text``: RQ's; a traceback, or a line without data."""
         error = sys.exc_info()[1]
         if isinstance(error, rq_types.TimedOut):
             return f"it exceeded its timeout of {job.timeout} s"
@@ -334,7 +334,7 @@ class FLWorker(HorseWorker):
             log.warning("no event of job %s: %s", job, exc)
 
     def _site_status(self) -> dict[str, str]:
-        """What rounds have to know of this site, by field of the client's hash; empty: nothing."""
+        """Facts of this site for rounds, by field of the client's hash; empty: none."""
         return {PAUSED: pausing.why_paused(self.site), AWAITED: approval.pending_as_json(self.site)}
 
     def _write_status(self) -> None:

@@ -1,5 +1,5 @@
 """
-How long an update is, and by how much it is scaled down: the same bits on every machine.
+Norm of an update, and the factor that clips it: the same bits on every machine.
 
 The L2 norm is over parameters only, of the values as they were received (decoded, where a codec was
 used), never of a header's figures. The square of a float32 is exact in float64. Sums of squares are
@@ -42,7 +42,7 @@ def l2_norm(manifest: Manifest, blocks: Blocks) -> float:
 
 def clip_factor(norm: float, most: float) -> float:
     """
-    What the parameters of an update of this norm are multiplied with, 1 or less.
+    Factor of the parameters of an update of this norm, 1 or less.
 
     Args:
         most: ``aggregation.clip_norm``, above 0.

@@ -1,5 +1,5 @@
 """
-What the fixed point of an exact sum cuts off, summed too: so float buffers are added without any rounding.
+The rest that the fixed point of an exact sum cuts off, summed too: float buffers are added without any rounding.
 
 A buffer's scale follows from everything that updates may hold at most: with many clients and large limits the
 variance of a column, or of a BatchNorm layer, is less than its last bit. ``q = rint(u * 2**s)`` leaves
@@ -63,7 +63,7 @@ def add(totals: Int64s, values: Float32s, weight: int, s: int, digit: int) -> No
 
 
 def mean(totals: Int64s, divisor: int, s: int, digit: int) -> Float64s:
-    """What the digits add to a mean. Args: as of ``add``."""
+    """Compute the part of a mean that is in the digits. Args: as of ``add``."""
     found = np.zeros(totals.shape[1])
     # The smallest first, one rounding each, so that every machine gets the same bits.
     for place in range(len(totals), 0, -1):

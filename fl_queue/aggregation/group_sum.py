@@ -32,7 +32,7 @@ _SHARED = (
 
 
 class GroupSections(RoundSections, Protocol):
-    """What a check of a group needs of a round's config; a ``RunConfig`` has it."""
+    """Sections of a round's config that a check of a group needs; a ``RunConfig`` has it."""
 
     @property
     def is_simulation(self) -> bool:

@@ -40,7 +40,7 @@ class MergeSettings(SumSettings, Protocol):
 
 
 class RoundSections(Protocol):
-    """What merging needs of a round's config; a ``RunConfig`` has it."""
+    """Sections of a round's config that merging needs; a ``RunConfig`` has it."""
 
     @property
     def aggregation(self) -> MergeSettings:
@@ -152,7 +152,7 @@ class UpdateMerger:
         discount: Mapping[str, Any] | None = None,
     ) -> UpdateMerger:
         """
-        What merges the updates of a round that was opened with this config.
+        Make the merger of a round that was opened with this config.
 
         Args:
             discount: As the round recorded it; empty for a synchronous one.
@@ -215,7 +215,7 @@ class UpdateMerger:
         return replace(self.added(weight, norm), counted=counted)
 
     def added(self, weight: int, norm: float | None) -> MergedUpdate:
-        """What is known of an update in the sum, or in one of a group. Args: ``norm``: if there is one."""
+        """Describe an update in the sum, or in one of a group. Args: ``norm``: if there is one."""
         most = self.aggregation.clip_norm
         if norm is None or not most:
             return MergedUpdate(weight, counted=weight)

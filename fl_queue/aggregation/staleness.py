@@ -50,7 +50,7 @@ class StalenessSettings(Protocol):
 @dataclass(frozen=True)
 class StalenessWeights:
     """
-    How a round weighs updates by their staleness.
+    Weights of a round's updates by their staleness.
 
     Args:
         unit: A fresh update's weight is multiplied by it, a power of two, so that a discounted one
@@ -67,12 +67,12 @@ class StalenessWeights:
         return len(self.weights) - 1
 
     def full(self, weight: int) -> int:
-        """What an update counts in the divisor of the mean. Args: ``weight``: of its examples."""
+        """Weight of a fresh update in the divisor of the mean. Args: ``weight``: of its examples."""
         return weight * self.unit
 
     def discounted(self, weight: int, staleness: int) -> int:
         """
-        What an update is multiplied with in the sum, 1 or more; a fresh one with ``full(weight)``.
+        Factor of an update in the sum, 1 or more; of a fresh one ``full(weight)``.
 
         Args:
             weight: Of its examples.

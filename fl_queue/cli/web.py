@@ -26,7 +26,7 @@ _TOKEN_VARIABLE = "FLQ_WEB_TOKEN"
 
 @dataclass(frozen=True)
 class _Listen:
-    """Where the page is served."""
+    """Address of the page."""
 
     host: str
     port: int

@@ -1,4 +1,4 @@
-"""What one job of a client is about: its round, and the model that it starts from."""
+"""One job of a client: its round, and the model that it starts from."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class RoundModel(NamedTuple):
 @dataclass(frozen=True)
 class ClientJob:
     """
-    What one job is about: which round of which run, on which site.
+    Round, run and site of one job.
 
     Args:
         base: The model to start from, when it has been fetched already.
@@ -234,7 +234,7 @@ def fetch_base(job: ClientJob) -> RoundModel:
 
 
 def _fetch_state(job: ClientJob, manifest: Manifest) -> State:
-    """What the strategy has clients fetch; what its server does not have yet is zero."""
+    """Tensors of the strategy that clients fetch; zero where its server has none yet."""
     layout, wanted = state_manifest(manifest), job.strategy().fetched
     digests = {name: digest for name, digest in job.round.server_state.items() if name in wanted}
     fetched = {

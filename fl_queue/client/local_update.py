@@ -111,7 +111,7 @@ def _difference(local: NDArray[Any], base: NDArray[Any]) -> NDArray[Any]:
 @dataclass(frozen=True)
 class TrainingResult:
     """
-    What one client made of one base version.
+    Result of training one client from one base version.
 
     Args:
         tensors: Its differences to the base.
@@ -184,7 +184,7 @@ class ClientStrategy:
     exponent: int = 0
 
     def known(self, task: Task, manifest: Manifest, context: ClientContext) -> ClientTrainingState:
-        """What the strategy may know before training."""
+        """State of the client that the strategy gets before training."""
         return ClientTrainingState(
             learning_rate=context.learning_rate,
             momentum=task.config.train.momentum,

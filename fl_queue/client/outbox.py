@@ -144,7 +144,7 @@ def read(path: Path, check: bool = True) -> tuple[Header, memoryview] | None:
 @dataclass(frozen=True)
 class SendOptions:
     """
-    How a client's updates travel.
+    Settings for sending a client's updates.
 
     Args:
         inline_bytes: Bodies up to this size travel in the element itself.

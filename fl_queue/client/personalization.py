@@ -1,5 +1,5 @@
 """
-What is a client's own: private tensors, a personal model beside the shared one, and fine-tuning.
+Parts of a model that stay at one client: private tensors, a personal model beside the shared one, and fine-tuning.
 
 Each is reported beside the version (``personal_accuracy``, ``finetuned_accuracy``) and none of it is
 sent. Imports torch. No Redis here.

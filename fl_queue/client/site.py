@@ -1,5 +1,5 @@
 """
-What one worker's machine decides for itself: options of ``fl-queue worker``, passed on as ``FLQ_SITE_*``.
+Settings that one worker's machine decides for itself: options of ``fl-queue worker``, passed on as ``FLQ_SITE_*``.
 
 Nothing here comes from a job or from Redis.
 """
@@ -175,7 +175,7 @@ class WorkerSettings:
     @cached_property
     def secrets(self) -> Credentials | None:
         """
-        What the credentials file has; None without one.
+        Contents of the credentials file; None without one.
 
         Raises:
             ConfigError: It cannot be read, or is not private.

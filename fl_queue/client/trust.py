@@ -39,7 +39,7 @@ NEEDED = "operator.key is needed where runs are begun, and in the aggregator's s
 @dataclass(frozen=True)
 class Question:
     """
-    What a job of a site is about, as it has been read from Redis.
+    Round and run of a site's job, as read from Redis.
 
     Args:
         who: Client id, or ``evaluator``.

@@ -17,7 +17,7 @@ ANYWHERE = "PATH"
 
 
 def how_to_install(extra: str) -> str:
-    """What to do to have an extra, as the end of a sentence that names what is missing."""
+    """Describe the installation of an extra, as the end of a sentence that names the missing package."""
     source = _source()
     where = "" if source else f", where {ANYWHERE} is the checkout or the wheel of fl-queue"
     return f'run `pip install "{source or ANYWHERE}[{extra}]"`{where}'

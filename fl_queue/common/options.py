@@ -19,7 +19,7 @@ Check = Callable[[Any], str | None]
 @dataclass(frozen=True)
 class Option:
     """
-    What one config value may be.
+    Type and limits of one config value.
 
     Args:
         kind: ``int``, ``float`` (takes whole numbers too), ``bool``, ``str``, ``share`` (a count

@@ -1,4 +1,4 @@
-"""What a command that follows a run does while Redis cannot be used: it waits, and gives up in the end."""
+"""Outages of Redis while a command follows a run: it waits, and gives up in the end."""
 
 from __future__ import annotations
 

@@ -176,7 +176,7 @@ class PlainData:
         return value
 
     def _count(self, value: Any, depth: int) -> int:
-        """How many values it holds, itself included; raises Invalid unless all of them are allowed."""
+        """Count the values in it, itself included; raises Invalid unless all of them are allowed."""
         kind = type(value)
         if kind is not dict and kind is not list:
             self._check_scalar(value)

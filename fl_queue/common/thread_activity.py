@@ -37,7 +37,7 @@ class Pulse:
         return time.monotonic() - self._seen_at
 
     def where(self) -> str:
-        """Where it is: the innermost line of Python."""
+        """Innermost line of Python that it executes."""
         frame = sys._current_frames().get(self._thread)
         if frame is None:
             return "nowhere"

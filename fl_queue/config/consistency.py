@@ -1,5 +1,5 @@
 """
-What is refused of a config whose fields are good one by one, but contradict each other.
+Refusal of configs whose fields are valid one by one, but contradict each other.
 
 No Redis here.
 """

@@ -27,7 +27,7 @@ SKEWS = ("noise", "rotation")
 
 @dataclass(frozen=True, kw_only=True)
 class DataSection(Section):
-    """Where the built-in tasks find their data, and how it is split over clients."""
+    """Folder of the data of built-in tasks, and partition over clients."""
 
     NAME = "data"
 
@@ -164,7 +164,7 @@ def _check_natural(task: str, options: Mapping[str, Any]) -> None:
 
 
 def _class_count(task: str, options: Mapping[str, Any]) -> int:
-    """How many classes a built-in task has; 0 when that depends on its data."""
+    """Number of classes of a built-in task; 0 when that depends on its data."""
     if task not in TASKS:
         return 0
     listed = options.get("classes", "")

@@ -54,7 +54,7 @@ class RunConfig(RunSettings):
         return sections | {"task": as_plain(self.task), "strategy": as_plain(self.strategy)}
 
     def record(self) -> dict[str, dict[str, Any]]:
-        """What is recorded with the run: everything but what belongs to the machine."""
+        """Fields that are recorded with the run: all but those of the machine."""
         plain = self.to_dict()
         for name, kind in SECTIONS.items():
             for key, use in kind.uses().items():

@@ -66,7 +66,7 @@ ASYNC = Use(mode="async", instead="it is for round.mode = async")
 
 @dataclass(frozen=True, kw_only=True)
 class RunSection(Section):
-    """What is trained, for how long, and which version counts as the best."""
+    """Task, number of rounds, and choice of the best version."""
 
     NAME = "run"
 
@@ -106,7 +106,7 @@ class RunSection(Section):
 
 @dataclass(frozen=True, kw_only=True)
 class RoundSection(Section):
-    """When a round opens and when it closes; docs/guides/async.md explains asynchronous rounds."""
+    """Opening and closing of rounds; docs/guides/async.md explains asynchronous rounds."""
 
     NAME = "round"
 
@@ -199,7 +199,7 @@ class ClientsSection(Section):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainSection(Section):
-    """How a client trains."""
+    """Local training of a client."""
 
     NAME = "train"
 
@@ -236,7 +236,7 @@ class TrainSection(Section):
 
 @dataclass(frozen=True, kw_only=True)
 class AggregationSection(Section):
-    """How accepted updates become the next model."""
+    """Merging of accepted updates into the next version."""
 
     NAME = "aggregation"
 
@@ -267,7 +267,7 @@ class AggregationSection(Section):
 
 @dataclass(frozen=True, kw_only=True)
 class UpdateSection(Section):
-    """How updates travel from clients to the aggregator."""
+    """Encoding of updates from clients to the aggregator."""
 
     NAME = "update"
 

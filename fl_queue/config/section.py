@@ -65,7 +65,7 @@ def option(
 @dataclass(frozen=True)
 class Use:
     """
-    How a run uses a field.
+    Use of a field by a run.
 
     Args:
         fixed: A continued run keeps the value it began with.
@@ -122,7 +122,7 @@ class Section(_StringKeys):
 
     @classmethod
     def doc(cls) -> str:
-        """What the section is about, in one line."""
+        """Description of the section, in one line."""
         return (cls.__doc__ or "").strip()
 
     @classmethod

@@ -93,19 +93,19 @@ class RunSettings:
         return rate
 
     def cohort_size(self, alive: int) -> int:
-        """How many of ``alive`` clients a round selects; a count may be more than there are."""
+        """Number of ``alive`` clients that a round selects; a count may be more than there are."""
         return _count(self.round.cohort, alive)
 
     def quorum_size(self, cohort: int) -> int:
-        """How many accepted updates a cohort of that size needs to commit."""
+        """Number of accepted updates that a cohort of that size needs to commit."""
         return min(cohort, _count(self.round.quorum, cohort))
 
     def concurrency_size(self, clients: int) -> int:
-        """How many of ``clients`` train at a time in asynchronous rounds; a count may be more."""
+        """Number of ``clients`` that train at a time in asynchronous rounds; a count may be more."""
         return _count(self.round.concurrency, clients)
 
     def buffer_size(self, concurrency: int) -> int:
-        """How many updates make a version in asynchronous rounds."""
+        """Number of updates that make a version in asynchronous rounds."""
         return _count(self.round.buffer, concurrency)
 
     def known_cohort(self) -> int:
@@ -123,7 +123,7 @@ class RunSettings:
         return quorum if isinstance(quorum, int) else 0
 
     def named_clients(self) -> int:
-        """How many clients ``clients.include`` names; 0 if it is empty or has patterns."""
+        """Number of clients that ``clients.include`` names; 0 if it is empty or has patterns."""
         include = self.clients.include
         return len(set(include)) if all(map(is_name, include)) else 0
 
@@ -132,7 +132,7 @@ class RunSettings:
         return self.data.shares if self.is_split and self.run.task in TASKS else 0
 
     def max_clients(self) -> int:
-        """How many clients there can be at most, where the config limits them; 0: any number."""
+        """Largest number of clients, where the config limits them; 0: any number."""
         return min(filter(None, (self.named_clients(), self.known_shares())), default=0)
 
     def max_updates(self) -> int:

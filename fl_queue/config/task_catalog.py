@@ -164,7 +164,7 @@ def flower_client(task: str) -> str:
 
 def own_code(task: str, options: Mapping[str, Any]) -> tuple[str, ...]:
     """
-    What a worker must allow for a task, each as ``module:name``; nothing for a built-in one.
+    Names that a worker must allow for a task, each as ``module:name``; nothing for a built-in one.
 
     Args:
         task: ``run.task``.

@@ -256,7 +256,7 @@ def natural(labels: Labels, shares: int, seed: int, owners: Owners | None) -> li
 
 
 def generator_of(seed: int, kind: str) -> np.random.Generator:
-    """What a partition of a run draws from."""
+    """Inputs of the draws of a run's partition."""
     return np.random.Generator(np.random.PCG64(seed_for(seed, "partition", kind)))
 
 
@@ -317,7 +317,7 @@ def _draw_counts(
     wanted: int,
 ) -> NDArray[np.int64]:
     """
-    How many samples of each class: ``wanted`` draws from ``mix``, a class stopping when empty.
+    Number of samples of each class: ``wanted`` draws from ``mix``, a class stopping when empty.
 
     Draws beyond what is left of a class are repeated with the other classes, which is the same
     distribution as drawing one at a time. Each repetition empties a class, so it ends.

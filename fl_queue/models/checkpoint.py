@@ -108,7 +108,7 @@ class Writer:
 
     def finish(self) -> UncommittedCheckpoint:
         """
-        What has been written, whole.
+        The written bytes, whole.
 
         Raises:
             CheckpointError: It cannot be written.
@@ -171,7 +171,7 @@ def drafted(
 
 
 def _head(manifest: Manifest, metadata: Mapping[str, str], digest: str) -> bytes:
-    """What stands before the tensors in a safetensors file; as long for every digest."""
+    """Header before the tensors in a safetensors file; as long for every digest."""
     entries = {"__metadata__": {**metadata, "digest": digest}} | _entries(manifest)
     text = dumps(entries).encode()
     text += b" " * (-len(text) % 8)  # The tensors are aligned.

@@ -37,7 +37,7 @@ _PREFIX_BYTES = len(_SIGNED) + 4
 
 class Proof(NamedTuple):
     """
-    What shows who has sent an update.
+    Proof of the sender of an update.
 
     Args:
         sealed: Its envelope, with the element as it came.

@@ -434,7 +434,7 @@ class EpochFinished(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class ClientStateMissing(Event):
-    """What the client keeps between rounds is lost or damaged."""
+    """The state that a client keeps between rounds is lost or damaged."""
 
     kind = "client_state_missing"
     run: str

@@ -48,7 +48,7 @@ _NO_BODY = blake3(b"").hexdigest()
 
 
 class TensorEntry(NamedTuple):
-    """Where one tensor lies in a body; ``offset`` and ``nbytes`` in bytes."""
+    """Place of one tensor in a body; ``offset`` and ``nbytes`` in bytes."""
 
     name: str
     dtype: str
@@ -252,7 +252,7 @@ def wire_nbytes(dtype: str, size: int) -> int:
 
 
 def chunk_count(nbytes: int, chunk_bytes: int) -> int:
-    """How many chunks a body of ``nbytes`` has; 0 when it is inline (``chunk_bytes`` 0)."""
+    """Number of chunks of a body of ``nbytes`` has; 0 when it is inline (``chunk_bytes`` 0)."""
     return -(-nbytes // chunk_bytes) if chunk_bytes else 0
 
 

@@ -15,14 +15,14 @@ from fl_queue.protocol.state import RoundState
 
 
 class JobOrigin(NamedTuple):
-    """Where a client's job began: its round, and the version that is trained from."""
+    """Origin of a client's job: its round, and the base version."""
 
     round: int
     version: int
 
 
 def begun(current: RoundState, client: str) -> JobOrigin:
-    """Where the job began that a client of a round is at."""
+    """Origin of the job that a client of a round works on."""
     found = current.carried.get(client)
     if found is None:
         return JobOrigin(current.number, current.base_version)
@@ -31,7 +31,7 @@ def begun(current: RoundState, client: str) -> JobOrigin:
 
 def by_job(current: RoundState, accepted: Mapping[str, str]) -> dict[str, tuple[int, str]]:
     """
-    What clients call their updates in what they keep: the round of the job, not the one that merged it.
+    Name of an update in a client's files: the round of the job, not the one that merged it.
 
     Args:
         accepted: Client -> digest of its update.

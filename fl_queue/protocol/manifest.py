@@ -58,7 +58,7 @@ class TensorSpec:
 
     @property
     def quantity(self) -> str:
-        """What it is summed as: its kind, or the name of the extra."""
+        """Name under which it is summed: its kind, or the name of the extra."""
         return self.name[len(EXTRA) :].partition("/")[0] if self.kind == "extra" else self.kind
 
     @property

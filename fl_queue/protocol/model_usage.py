@@ -1,4 +1,4 @@
-"""How a model is used without fl-queue: what goes in, what comes out. No torch here."""
+"""Use of a model without fl-queue: its inputs and outputs. No torch here."""
 
 from __future__ import annotations
 

@@ -84,7 +84,7 @@ def fingerprint(public: str) -> str:
 def place(
     state_dir: Path, named: Path | None = None, environ: Mapping[str, str] = os.environ
 ) -> Path:
-    """Where the key is. Args: ``named``: the option; else the variable names it, else the state folder has it."""
+    """Path of the key. Args: ``named``: the option; else the variable names it, else the state folder has it."""
     given = named or (Path(environ[VARIABLE]) if environ.get(VARIABLE) else None)
     return given or state_dir / FILE
 

@@ -1,5 +1,5 @@
 """
-What crosses a process boundary as JSON: manifests, receipts, round records, events.
+Records that cross a process boundary as JSON: manifests, receipts, round records, events.
 
 Frozen values with ``to_json`` and ``from_json``; a person reads them with redis-cli, so names are
 plain and units are in the names. Blobs are in ``protocol/message.py``. No Redis here.
@@ -52,7 +52,7 @@ class Purpose(StrEnum):
 
 
 class Mode(StrEnum):
-    """How a round ends."""
+    """Outcome of a round."""
 
     #: With its cohort, or at its deadline.
     synchronous = "sync"
@@ -102,7 +102,7 @@ def digest_of(value: Any) -> str:
 @dataclass(frozen=True)
 class Receipt:
     """
-    What became of one update; a person reads it with ``HGETALL flq:{run}:round:<n>:updates``.
+    Verdict on one update; readable with ``HGETALL flq:{run}:round:<n>:updates``.
 
     Args:
         status: The verdict.
@@ -165,7 +165,7 @@ class Receipt:
 @dataclass(frozen=True)
 class Refusals:
     """
-    What a round has refused of one sender.
+    Refusals of one sender's messages in a round.
 
     Args:
         count: Elements.
@@ -242,7 +242,7 @@ def updates_in(cohort: Iterable[str], receipts: Mapping[str, Receipt]) -> int:
 @dataclass(frozen=True)
 class Enrolment:
     """
-    What the operator has registered of one client.
+    Registration of one client by the operator.
 
     Args:
         key: Its public Ed25519 key, base64.

@@ -117,7 +117,7 @@ def agreed(reported: Mapping[str, Facts], *, always: bool = False) -> dict[str, 
 
 
 def undecided(reported: Mapping[str, Facts]) -> str:
-    """What sites differ in where no side has most of them, in words; empty when there is none."""
+    """Describe the first fact on which sites differ and no value has a majority; empty when there is none."""
     reference = agreed(reported)
     for fact in sorted({fact for facts in reported.values() for fact in facts} - {PROBLEM, CANNOT}):
         if fact not in reference:
@@ -132,7 +132,7 @@ def undecided(reported: Mapping[str, Facts]) -> str:
 
 def differences(facts: Facts, reference: Facts, among: Iterable[str] | None = None) -> list[str]:
     """
-    Where a site is not like most, a line each: what it has, and what most have.
+    Differences of a site from most, a line each: its value, and that of most.
 
     Args:
         among: Of these facts only; None: of all.

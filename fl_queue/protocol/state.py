@@ -155,7 +155,7 @@ class RoundState:
         return f"{self.opened_at:.3f} {self.base_digest}"
 
     def progress(self, received: int) -> str:
-        """How far it is, in words. Args: ``received``: updates that are in."""
+        """Describe the progress. Args: ``received``: updates that are in."""
         if self.is_async:
             return f"{received} of {self.quorum} updates in the buffer, {len(self.cohort) - received} clients at work"
         return f"{received} of {len(self.cohort)} updates in, quorum {self.quorum}"
@@ -169,7 +169,7 @@ class RoundState:
 @dataclass(frozen=True)
 class Glance:
     """
-    What decides whether a job is wanted still, of a run and one of its rounds.
+    Fields of a run and one of its rounds that decide whether a job is still needed.
 
     Args:
         is_training: Whether the run is.

@@ -191,7 +191,7 @@ def parse_version(text: bytes) -> dict[str, Any]:
 
 
 def parse_evaluation(text: bytes) -> dict[str, Any]:
-    """What became of a version's evaluation, or the ticket of its job."""
+    """Result of a version's evaluation, or the ticket of its job."""
     found = parse_table(text)
     if "job" not in found and found.get("state") not in tuple(EvaluationState):
         raise MessageError(f"not an evaluation: {str(found)[:64]!r}")

@@ -1,5 +1,5 @@
 """
-What the operator signs of a run, and how that is checked. No Redis here.
+Statements that the operator signs about a run, and their check. No Redis here.
 
 There are three kinds of statement. Each is JSON with sorted keys, so the same values are the same bytes:
 

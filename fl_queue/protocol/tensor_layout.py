@@ -126,7 +126,7 @@ def as_bytes(piece: Bytes | Tensor) -> memoryview:
 
 
 def chunk_slices(nbytes: int, chunk_bytes: int) -> Iterator[slice]:
-    """Where each chunk lies in the body, in order."""
+    """Place of each chunk in the body, in order."""
     for index in range(chunk_count(nbytes, chunk_bytes)):
         yield slice(index * chunk_bytes, min((index + 1) * chunk_bytes, nbytes))
 

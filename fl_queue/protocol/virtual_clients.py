@@ -39,7 +39,7 @@ def clients(count: int) -> list[str]:
 
 
 def compact(count: int) -> list[str]:
-    """What is recorded in place of all their names: one entry, ``sim-001..sim-100``."""
+    """Record in place of all their names: one entry, ``sim-001..sim-100``."""
     return [f"{client(1, count)}..{client(count, count)}"]
 
 

@@ -1,5 +1,5 @@
 """
-What a federated run is compared with: clients that train alone, and one model on all their data.
+Baselines for a federated run: clients that train alone, and one model on all their data.
 
 Here is what such a training came to, and its file; ``baseline_training`` trains. No torch and no Redis here.
 """
@@ -74,7 +74,7 @@ class BaselineModel:
 @dataclass(frozen=True)
 class BaselineSetting:
     """
-    What was trained, and how.
+    Settings of the training.
 
     Args:
         kind: ``local``: a model for each client, alone; ``centralised``: one on all their data.

@@ -1,4 +1,4 @@
-"""What a terminal shows of a run at one moment, drawn with rich. No Redis here."""
+"""View of a run at one moment in a terminal, drawn with rich. No Redis here."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _STYLES = {Verdict.received: "cyan", Verdict.accepted: "green", "training": "", 
 @dataclass
 class RunSnapshot:
     """
-    What is known of a run at one moment.
+    State of a run at one moment.
 
     Args:
         state: The run; None when it has been deleted.

@@ -24,7 +24,7 @@ _BETWEEN = "is training: between rounds"
 @dataclass(frozen=True)
 class RunStatus:
     """
-    What a run is doing.
+    Activity of a run.
 
     Args:
         name: Name of the run.

@@ -149,5 +149,5 @@ def size_of(update: bytes) -> int:
 
 
 def permission(token: str, nbytes: int) -> str:
-    """What an update of this token and so many bytes is admitted to the data server as."""
+    """Entry by which an update of this token and size is admitted to the data server."""
     return f"{token}:{nbytes}"

@@ -40,7 +40,7 @@ class Login:
 @dataclass(frozen=True)
 class Credentials:
     """
-    What is in the file.
+    Contents of a credentials file.
 
     Args:
         client: Client id, or ``evaluator``.

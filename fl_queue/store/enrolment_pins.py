@@ -112,7 +112,7 @@ class Pins:
 
     def decide(self, client: str, raw: bytes | None) -> Ruling:
         """
-        What counts of a client.
+        Decide which enrolment of a client is valid.
 
         Args:
             raw: Its entry on the control server; None: it has none.

@@ -240,7 +240,7 @@ def _of_servers(url: str) -> dict[str, Any]:
 
 
 def _nodes(url: str) -> list[Any]:
-    """What redis-py reads from the URL, with each of its hosts."""
+    """Options that redis-py reads from the URL, with each of its hosts."""
     parts = urlsplit(url)
     user, at, hosts = parts.netloc.rpartition("@")
     db = parts.path.strip("/").partition("/")[2]

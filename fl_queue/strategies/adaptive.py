@@ -1,5 +1,5 @@
 """
-What FedAdagrad, FedAdam and FedYogi have in common: Algorithm 2 of Reddi et al.
+Common part of FedAdagrad, FedAdam and FedYogi: Algorithm 2 of Reddi et al.
 
     D <- sum_S p_i D_i
     m <- beta_1 m + (1 - beta_1) D

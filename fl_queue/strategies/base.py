@@ -33,7 +33,7 @@ State = Mapping[str, Arrays]
 @dataclass(frozen=True)
 class Range:
     """
-    How a quantity is summed.
+    Kind of sum of a quantity.
 
     Args:
         limit: Largest magnitude of one client's value; beyond it the update is rejected.
@@ -73,7 +73,7 @@ class Merged(Protocol):
         """The mean of a scalar that clients sent."""
 
     def maximum(self, name: str) -> Int64s:
-        """What becomes of an integer buffer, in its shape."""
+        """Merged value of an integer buffer, in its shape."""
 
     def release(self, name: str) -> None:
         """A tensor has been used: what it takes may be freed."""
@@ -82,7 +82,7 @@ class Merged(Protocol):
 @dataclass(frozen=True)
 class RoundInfo:
     """
-    What a round is known to be, besides its sum.
+    Facts of a round besides its sum.
 
     Args:
         version: Of the model that is made, from 1.
@@ -144,7 +144,7 @@ class Block:
 @dataclass(frozen=True)
 class Correction:
     """
-    What is added to each gradient of local training, before momentum.
+    Term added to each gradient of local training, before momentum.
 
     ``gradient + proximal * (w - base) + offset``; where both are nothing, no bit changes.
 
@@ -160,7 +160,7 @@ class Correction:
 @dataclass(frozen=True)
 class ClientTrainingState:
     """
-    What a client has when it trains.
+    State of a client before it trains.
 
     Args:
         learning_rate, momentum: Of its local SGD, in this round.
@@ -191,7 +191,7 @@ class ClientTrainingState:
 @dataclass(frozen=True)
 class ClientContribution:
     """
-    What a client makes of its training.
+    Result of a client's training.
 
     Args:
         factor: Its differences are sent times this (parameters only).
@@ -215,7 +215,7 @@ class Updates(Protocol):
 
     @property
     def count(self) -> int:
-        """How many updates there are."""
+        """Number of updates."""
 
     @property
     def clients(self) -> list[str]:
@@ -332,15 +332,15 @@ class Strategy:
     # On the clients
 
     def correction(self, known: ClientTrainingState) -> Correction:
-        """What a client adds to its gradients."""
+        """Term that a client adds to its gradients."""
         return Correction()
 
     def answer(self, known: ClientTrainingState) -> ClientContribution:
-        """What a client sends and keeps, once it has trained."""
+        """Tensors that a client sends and keeps after training."""
         return ClientContribution()
 
     def proximal_strength(self) -> float:
-        """How its own model is held near the round's: ``lambda`` of ``lambda/2 ||v - w||^2``."""
+        """Weight that holds a client's own model near the round's: ``lambda`` of ``lambda/2 ||v - w||^2``."""
         return 0.0
 
     # On the server
@@ -351,7 +351,7 @@ class Strategy:
 
     def merged(self, updates: Updates) -> Merged:
         """
-        What stands in the place of the mean, where it ``needs_all`` updates.
+        Aggregate in place of the mean, where it ``needs_all`` updates.
 
         Raises:
             ValueError: They are too few.

@@ -42,7 +42,7 @@ class Krum(Robust):
         return 2 * int(self.options["f"]) + 3
 
     def chosen_count(self, n: int) -> int:
-        """How many of n updates are chosen."""
+        """Number of updates chosen of n."""
         return 1
 
     def choose(self, updates: Updates) -> Choice:

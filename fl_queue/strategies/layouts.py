@@ -35,7 +35,7 @@ def client_layouts(
     strategy: Strategy, manifest: Manifest, error_feedback: bool = False
 ) -> dict[str, Manifest]:
     """
-    What a client keeps from one accepted round to the next: name -> its tensors.
+    Tensors that a client keeps from one accepted round to the next: name -> its tensors.
 
     The strategy's own, ``PERSONAL`` (a whole model, without what is frozen), ``PRIVATE`` (the private
     tensors) and ``RESIDUAL``.

@@ -72,7 +72,7 @@ class QFedAvg(Strategy):
 
     def next_exponent(self, total: Merged, exponent: int) -> int:
         """
-        Where the mean of ``eta h``, which no ``F^q`` is far above, becomes 1/32 to 1/16.
+        Scale at which the mean of ``eta h``, which no ``F^q`` is far above, becomes 1/32 to 1/16.
 
         Below it is room for small updates, above it for a loss that is much larger in the next round.
         """

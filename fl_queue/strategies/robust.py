@@ -1,5 +1,5 @@
 """
-What the rules that need all updates have in common: something in the place of the mean.
+Common part of the rules that need all updates: an aggregate in place of the mean.
 
 A rule chooses updates, and combines their values coordinate by coordinate; the result is added to the
 base as FedAvg adds the mean. Rules see parameters only. Of buffers, which have no direction and
@@ -85,7 +85,7 @@ class Robust(Strategy):
 
 
 class RobustAggregate:
-    """What a rule makes of all updates, block by block; see ``base.Merged``."""
+    """Aggregate of all updates by a rule, block by block; see ``base.Merged``."""
 
     def __init__(self, rule: Robust, updates: Updates) -> None:
         self.manifest: Manifest = updates.manifest
@@ -109,7 +109,7 @@ class RobustAggregate:
         return out
 
     def maximum(self, name: str) -> Int64s:
-        """What stands for the maximum of an integer buffer: the lower median, in its shape."""
+        """Replacement for the maximum of an integer buffer: the lower median, in its shape."""
         spec = self._updates.spec(name)
         middle = (len(self._choice.rows) - 1) // 2
         out = np.empty(spec.size, np.int64)

@@ -124,7 +124,7 @@ class Task(ABC):
 
     def describe(self, data: ClientData) -> Mapping[str, str | Sequence[str]]:
         """
-        What must be the same at all sites, by name: lists of names, or a line of text.
+        Facts that must be the same at all sites, by name: lists of names, or a line of text.
 
         Compared before round 1 (``run.preflight``). Words that the run's ``[task]`` table has leave the
         site; any other is counted, and a check number stands for it. By default the attributes
@@ -218,7 +218,7 @@ class Task(ABC):
 
     def usage(self) -> ModelUsage:
         """
-        How the model is used elsewhere, for ``fl-queue export``; override it for labels and units.
+        Use of the model outside fl-queue, for ``fl-queue export``; override it for labels and units.
 
         Raises:
             ConfigError, DataError: It depends on data that are not here.
@@ -239,7 +239,7 @@ class Task(ABC):
 
     def skew(self, context: ClientContext) -> Skew:
         """
-        How this client's images differ from the data set's (``data.noise``, ``data.rotation``).
+        Difference of this client's images from the data set's (``data.noise``, ``data.rotation``).
 
         A task that calls its ``apply`` on its training and validation data declares it by
         ``skews = True``.

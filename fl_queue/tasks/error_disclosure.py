@@ -46,7 +46,7 @@ def disclosed(error: BaseException, config: RunConfig | None = None) -> str:
 
 def class_name(kind: type) -> str:
     """
-    What a class is called, or the first of its bases that a module defines.
+    Name of a class, or of the first of its bases that a module defines.
 
     One that was made while a program ran may be called after anything, such as a label.
     """
@@ -86,7 +86,7 @@ def _field(error: BaseException, config: RunConfig | None) -> list[str]:
 
 
 def _own_line(error: BaseException, config: RunConfig | None) -> list[str]:
-    """Where in the task's own code an error comes from; the config names its modules."""
+    """Line of the task's own code that an error comes from; the config names its modules."""
     codes = own_code(config.run.task, config.task) if config is not None else ()
     own = {code.partition(":")[0] for code in codes}
     frames = list(traceback.walk_tb(error.__traceback__))

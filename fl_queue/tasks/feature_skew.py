@@ -37,7 +37,7 @@ class SkewSettings(Protocol):
 @dataclass(frozen=True)
 class Skew:
     """
-    How one client's images differ from the data set's.
+    Difference of one client's images from the data set's.
 
     Args:
         seed: The run's seed.
@@ -115,7 +115,7 @@ def rotated(images: Tensor, degrees: float) -> Tensor:
 
 def _sources(height: int, width: int, degrees: float) -> NDArray[np.float32]:
     """
-    Where each pixel of a turned image comes from: (H, W, 2) as x, y from -1 to 1.
+    Source of each pixel of a turned image: (H, W, 2) as x, y from -1 to 1.
 
     In pixels, not in the unit square, so that an image that is not square is turned and not sheared.
     """

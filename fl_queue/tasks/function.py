@@ -36,7 +36,7 @@ _BY_CLASS = ("shards", "label_count", "dirichlet_label", "dirichlet_hsu")
 @dataclass(frozen=True)
 class Parts:
     """
-    What the function returns: ``(model, train)``, ``(model, train, test)``, or a mapping of these names.
+    Possible results of the function: ``(model, train)``, ``(model, train, test)``, or a mapping of these names.
 
     All but ``model`` and ``loss`` may be functions without arguments, which are called when the
     thing is needed: the evaluator needs no training data, and a client no test data.
@@ -208,7 +208,7 @@ def _arguments(name: str, function: Callable[..., Any], config: RunConfig) -> di
 
 def _parts(name: str, made: Any) -> Parts:
     """
-    What a function returned, by name.
+    Result of a function, by name.
 
     Raises:
         ConfigError: It is nothing of what is documented.

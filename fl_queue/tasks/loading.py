@@ -1,4 +1,4 @@
-"""How a task is found by its name, and which names a worker lets in."""
+"""Tasks found by their names, and the names that a worker allows."""
 
 from __future__ import annotations
 

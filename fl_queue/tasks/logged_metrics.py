@@ -1,4 +1,4 @@
-"""What a task logs while it trains: means of named numbers, bounded and checked. No Redis here."""
+"""Numbers that a task logs while it trains: means of named numbers, bounded and checked. No Redis here."""
 
 from __future__ import annotations
 

@@ -88,7 +88,7 @@ class Digits(Task):
         return self.shape_images(torch.zeros(1, 28, 28))
 
     def shape_images(self, pixels: Tensor) -> Tensor:
-        """What the model takes, from pixels (N, 28, 28) in [0, 1]."""
+        """Input of the model, from pixels (N, 28, 28) in [0, 1]."""
         return pixels.reshape(len(pixels), 784)
 
     def target_of(self, labels: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -30,7 +30,7 @@ class _Asked(Exception):
 
 def labels_of(config: RunConfig, data_dir: str) -> Found:
     """
-    What the task hands to ``Task.split``: labels (N,), and owners (N,) or None.
+    Labels and owners that the task hands to ``Task.split``: labels (N,), and owners (N,) or None.
 
     Raises:
         ConfigError: The task cannot be loaded, or asks for no share.

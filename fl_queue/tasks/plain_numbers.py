@@ -52,7 +52,7 @@ def are_plain(values: Collection[Any]) -> bool:
 
 
 def names(value: Any) -> Any:
-    """What describes data: an array as a list, a single number as text; anything else as it is."""
+    """Plain values of a description of data: an array as a list, a single number as text; anything else as it is."""
     if isinstance(value, _ARRAYS):
         value = value.tolist()
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)

@@ -1,4 +1,4 @@
-"""What a site's task and data are like, for the comparison before round 1. Imports torch; no Redis here."""
+"""Facts of a site's task and data, for the comparison before round 1. Imports torch; no Redis here."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _LOOKED_AT = 4
 
 def facts_of(task: Task, data: ClientData) -> dict[str, str]:
     """
-    What this site would train on: no value of its data, only shapes, code, and names that the config has.
+    Facts of this site's task and data: no value of its data, only shapes, code, and names that the config has.
 
     Args:
         data: As the task loads them at this site.

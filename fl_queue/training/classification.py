@@ -105,7 +105,7 @@ def loss_sums(count: int, loss_sum: float) -> dict[str, Any]:
 
 
 def _scale(output: Tensor, target: Tensor, mean_loss: float) -> Scale:
-    """What single outputs (B,) are, by what their loss was."""
+    """Scale of single outputs (B,), found from their loss."""
 
     def is_loss(value: Tensor) -> bool:
         return math.isclose(float(value), mean_loss, rel_tol=1e-3, abs_tol=1e-6)

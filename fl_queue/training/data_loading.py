@@ -35,7 +35,7 @@ _LOST = "DataLoader worker (pid"
 
 class LoaderSettings(NamedTuple):
     """
-    How a data set is read.
+    Settings for reading a data set.
 
     Args:
         seed, epoch: Decide, with a sample's index, what is drawn when it is read.
@@ -103,7 +103,7 @@ def _collate(collate: Collate, samples: list[Any] | FLQueueError) -> Any:
 
 def pair(batch: Any) -> tuple[Any, Any]:
     """
-    What the model takes of a batch, and its targets.
+    Inputs of the model in a batch, and its targets.
 
     The last thing is the target; several before it are the model's arguments, one after the other.
 
@@ -134,7 +134,7 @@ def to_device(value: Any, device: str) -> Any:
 
 def call(model: nn.Module, inputs: Any) -> Any:
     """
-    What a model makes of a batch's inputs.
+    Outputs of a model for a batch's inputs.
 
     Those in a map are arguments by name, and several others one after the other, where the model's
     ``forward`` takes them so; else they are one argument.
@@ -186,7 +186,7 @@ class _Seeded(Dataset[Any]):
 
 @contextmanager
 def _untouched_generators() -> Iterator[None]:
-    """What draws from torch, numpy or Python meanwhile takes nothing from those who draw later."""
+    """Restore the generators of torch, numpy and Python at the end, so that later draws are unchanged."""
     kept = torch.get_rng_state(), np.random.get_state(), random.getstate()
     try:
         yield

@@ -31,7 +31,7 @@ class Stepper(Protocol):
 
 class Precision:
     """
-    How one training computes.
+    Number formats of one training.
 
     With ``bfloat16`` and ``float16`` torch's autocast runs what gains by it (matrix products,
     convolutions) in that dtype. Gradients of float16 underflow, so the loss is scaled up before they

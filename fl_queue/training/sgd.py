@@ -267,7 +267,7 @@ def into_training(model: nn.Module) -> None:
 
 class LocalRule:
     """
-    What is not the config's in local SGD: the strategy's addition to each gradient, the site's floor.
+    Inputs of local SGD that are not in the config: the strategy's addition to each gradient, the site's floor.
 
     ``gradient + proximal * (w - anchor) + offset``, before momentum; with neither no bit changes.
 

@@ -114,7 +114,7 @@ class Feed:
 
     def shared(self, key: Hashable, make: Callable[[], Any]) -> Any:
         """
-        What ``make`` returns, or raises, of this moment: once for all pages, until there is news.
+        Result or error of ``make`` at this moment: once for all pages, until there is news.
 
         Raises:
             StoreUnavailable: Redis was not reachable.
@@ -160,7 +160,7 @@ def _wait(store: Store, cursors: dict[str, str]) -> dict[str, str]:
 
 
 class _View:
-    """What one page has been sent."""
+    """State sent to one page."""
 
     def __init__(self, feed: Feed, name: str, cursor: str) -> None:
         self.feed, self.name, self.cursor = feed, name, cursor

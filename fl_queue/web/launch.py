@@ -39,7 +39,7 @@ class Configs:
 
     def source(self, name: str) -> str:
         """
-        What ``loading.load`` takes.
+        Source for ``loading.load``.
 
         Raises:
             ConfigError: There is none of that name; a path is no name.

@@ -30,7 +30,7 @@ _STATIC = Path(__file__).parent / "static"
 @dataclass(frozen=True)
 class ServerSettings:
     """
-    Where the page is served.
+    Address of the page.
 
     Args:
         host, port: Address; port 0: a free one.

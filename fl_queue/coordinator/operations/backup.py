@@ -168,7 +168,7 @@ def _stage(store: Store, document: Document, version: int, state_dir: Path, writ
 
 
 def _stage_state(models: ModelStore, document: Document, manifest: Manifest, writing: Path) -> None:
-    """What the strategy keeps with the newest version."""
+    """State of the strategy at the newest version."""
     run, layout = document.run_id, state_manifest(manifest)
     for name, digest in document.server_state.items():
         try:
@@ -180,7 +180,7 @@ def _stage_state(models: ModelStore, document: Document, manifest: Manifest, wri
 
 
 def _snapshot(store: Store, state: RunState) -> Document:
-    """What the control server knows of a run, all of the same moment."""
+    """State of a run on the control server, all of one moment."""
     run = state.run_id
     raw = backups.read_run(store, run)
     found = raw.state
@@ -336,7 +336,7 @@ def _restore_state(
     document: Document,
     manifest: Manifest,
 ) -> None:
-    """What the strategy keeps with the newest version, on disk and on the data server."""
+    """State of the strategy at the newest version, on disk and on the data server."""
     run, folder, layout = models.run, models.folder, state_manifest(manifest)
     for name, digest in document.server_state.items():
         body = read_model(archive, path, digest, layout, folder)

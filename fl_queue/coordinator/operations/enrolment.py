@@ -36,7 +36,7 @@ _KEY_ELSEWHERE = (
 @dataclass(frozen=True)
 class RedisEndpoints:
     """
-    How a site reaches Redis.
+    URLs and certificates of a site.
 
     Args:
         url: URL of the control server; a login in it is left out.

@@ -1,5 +1,5 @@
 """
-How long a round that does not train is open: the making of version 0, and the closing evaluation.
+Deadlines of rounds that do not train: the making of version 0, and the closing evaluation.
 
 Neither has a time of its own in the config. Both have at least that of a round (``round.deadline_s``), and
 that of a training job (``train.timeout_s``), and the time that a slow line needs for the model. A worker
@@ -25,7 +25,7 @@ LEAST_EVALUATION_S = 60.0
 
 
 def deadline_s(store: Store, state: RunState, config: RunConfig, purpose: Purpose) -> float:
-    """How long a round of a purpose is open, counted; in seconds."""
+    """Longest time that a round of a purpose is open, counted; in seconds."""
     if purpose == Purpose.train:
         return float(config.round.deadline_s)
     nbytes = 0

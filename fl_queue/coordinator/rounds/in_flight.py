@@ -28,7 +28,7 @@ def carried(
     store: Store, state: RunState, max_staleness: int
 ) -> tuple[RoundState | None, list[JobTicket]]:
     """
-    What the next asynchronous round takes over from the run's newest one, which has ended.
+    Jobs that the next asynchronous round takes over from the run's newest one, which has ended.
 
     Returns:
         That round, and the tickets that go on; None and none when there is nothing to take over.

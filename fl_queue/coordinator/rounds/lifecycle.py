@@ -40,7 +40,7 @@ _CAUSE = 300
 
 @dataclass(frozen=True)
 class Ending:
-    """How a round ends: ``outcome`` and why."""
+    """End of a round: ``outcome`` and reason."""
 
     outcome: str
     reason: str

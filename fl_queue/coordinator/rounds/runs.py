@@ -245,12 +245,12 @@ def _changed_fields(
 
 
 def at_version(version: int | None) -> str:
-    """Where a run is, in words: ``at version 3``."""
+    """Describe the newest version of a run: ``at version 3``."""
     return "before its version 0 was made" if version is None else f"at version {version}"
 
 
 def describe_state(store: Store, state: RunState) -> str:
-    """What a run is doing, in words: ``is training: round 3, 2 of 4 updates in, quorum 3``."""
+    """Describe the activity of a run: ``is training: round 3, 2 of 4 updates in, quorum 3``."""
     if not state.active:
         tail = f" ({state.reason})" if state.reason else ""
         return f"is {state.state} {at_version(state.version)}{tail}"

@@ -35,7 +35,7 @@ SIGNED = "signed"
 @dataclass(frozen=True)
 class Vouched:
     """
-    What is written of a round's signature.
+    Record of a round's signature.
 
     Args:
         signed: The signed statement; empty: it has none.
@@ -112,7 +112,7 @@ def check_key(store: Store, run: str) -> None:
 
 def key_trouble(store: Store) -> tuple[str, bool]:
     """
-    What is wrong with this machine's key, as the runs that are there show; empty: nothing.
+    Fault of this machine's key, as existing runs show it; empty: none.
 
     Returns:
         And whether it is a key, and not the operator's.
@@ -283,7 +283,7 @@ def unsigned_in_backup(
     manifest: Manifest,
 ) -> str:
     """
-    What of a backup the operator has not signed, ``config`` or ``version n``; empty: nothing, or there is no key here.
+    Parts of a backup that the operator has not signed, ``config`` or ``version n``; empty: nothing, or there is no key here.
 
     Args:
         run: Id and name, as they were.

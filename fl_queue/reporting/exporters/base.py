@@ -1,4 +1,4 @@
-"""What an exporter writes, and the interface of one."""
+"""The numbers that exporters write, and the interface of an exporter."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ _VERDICTS = (
 
 @dataclass
 class _Ledger:
-    """What has been counted of one run so far."""
+    """Counts of one run so far."""
 
     seen: int = 0
     cursor: str = "0-0"
@@ -278,7 +278,7 @@ def registry(store: Store) -> CollectorRegistry:
 
 
 def text(registry: CollectorRegistry) -> bytes:
-    """What ``/metrics`` answers, as ``CONTENT_TYPE``."""
+    """Body of an answer of ``/metrics``, as ``CONTENT_TYPE``."""
     return generate_latest(registry)
 
 

@@ -25,7 +25,7 @@ class Enrolments:
         self.pins = pins
 
     def get(self, client: str) -> Enrolment | None:
-        """What counts of a client, see ``enrolment_pins``; None when it is not enrolled. Raises ConfigError."""
+        """The valid enrolment of a client, see ``enrolment_pins``; None when it is not enrolled. Raises ConfigError."""
         text = cast("bytes | None", self._redis.hget(keyspace.ENROLLED, client))
         return self.pins.decide(client, text).enrolment
 

@@ -57,7 +57,7 @@ class Rounds:
 
     def glance(self, run: str, number: int) -> Glance | None:
         """
-        What decides whether a job of a round is wanted still; None when there is no such run.
+        Fields that decide whether a job of a round is still needed; None when there is no such run.
 
         The hashes hold every client of the run: each worker asks this every two seconds.
         """

@@ -50,7 +50,7 @@ class PartialSum:
         return bool(self._save_partial(keys=keys, args=args))
 
     def get(self, run: str) -> dict[str, str]:
-        """What was recorded of the partial sum; empty when there is none."""
+        """Record of the partial sum; empty when there is none."""
         return as_text(cast(dict[bytes, bytes], self._redis.hgetall(keyspace.partial(run))))
 
     def drop(self, run: str, nonce: str) -> None:

@@ -61,7 +61,7 @@ class Server:
 
     @property
     def url(self) -> str:
-        """Where it answers, with the password."""
+        """URL of the server, with the password."""
         if self.port:
             return f"redis://:{self.password}@127.0.0.1:{self.port}/0"
         return f"unix://{quote(os.fspath(self.socket))}?db=0"

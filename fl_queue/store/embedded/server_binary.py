@@ -42,7 +42,7 @@ _SNAPSHOTS: tuple[tuple[int, tuple[int, int] | None, tuple[int, int] | None], ..
 
 @dataclass(frozen=True)
 class Build:
-    """What a binary is. Args: ``brand``: Redis or Valkey. ``version``: (major, minor); (0, 0): it does not run."""
+    """Kind of a server binary. Args: ``brand``: Redis or Valkey. ``version``: (major, minor); (0, 0): it does not run."""
 
     brand: str
     version: tuple[int, int]
@@ -54,7 +54,7 @@ class Build:
 @dataclass(frozen=True)
 class Files:
     """
-    What a server has to read.
+    Files that a server has to read.
 
     Args:
         where: The state folder, for messages.
@@ -86,7 +86,7 @@ class Files:
 
 
 def files_of(state_dir: Path) -> Files:
-    """What the control server of a state folder left there; ``Files`` of nothing in a new one."""
+    """Files of the control server in a state folder; empty ``Files`` in a new one."""
     folder = state_dir / "control" / "appendonlydir"
     if folder.exists():
         formats = [_snapshot(path) for path in folder.iterdir()]

@@ -324,7 +324,7 @@ def have_answered(
 
 
 def awaited(store: Store, ticket: JobTicket) -> AwaitedUpdate | None:
-    """What a job left at its site, to be decided there; None when it left nothing, or is not the newest."""
+    """Update of a job that waits for its site's decision; None without one, or when the job is not the newest."""
     return all_awaited(store, [ticket])[ticket.job]
 
 
@@ -384,7 +384,7 @@ def queued(store: Store, queue_name: str) -> list[str]:
 
 
 def lengths(store: Store, queue_names: Iterable[str]) -> list[int]:
-    """How many jobs wait in each queue."""
+    """Number of jobs that wait in each queue."""
     connection = store.control.redis
     keys = [queue(name, connection).key for name in queue_names]
     return ask_many(connection, keys, lambda pipe, key: pipe.llen(key))

@@ -24,7 +24,7 @@ _LOOKED_AT = 200
 
 @dataclass(frozen=True)
 class Change:
-    """What a transaction writes. Args: ``event``: for the run's stream; ``write``: everything else."""
+    """Writes of a transaction. Args: ``event``: for the run's stream; ``write``: everything else."""
 
     event: Event
     write: Callable[[], Any]
