@@ -15,6 +15,7 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -159,6 +160,11 @@ def _takes(model: nn.Module, arguments: tuple[Any, ...], named: Mapping[str, Any
 
 def is_dataloader_crash(error: Exception) -> bool:
     """Whether an error means that a process that reads samples was killed; it may be raised anywhere in training."""
+    if isinstance(error, EOFError | OSError):
+        # It was killed between a batch's message and the batch's memory. An error of the data set itself is raised
+        # in that process, and has no such frame here.
+        frames = traceback.extract_tb(error.__traceback__)
+        return any(Path(frame.filename).name == "resource_sharer.py" for frame in frames)
     return isinstance(error, RuntimeError) and str(error).startswith(_LOST)
 
 

@@ -8,8 +8,11 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 import traceback
+from multiprocessing import resource_sharer
+from multiprocessing.connection import Listener
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +101,7 @@ def test_what_a_sample_draws_is_of_seed_epoch_and_index_and_takes_nothing_from_o
 
 
 def test_a_killed_process_is_distinguished_from_an_error_of_the_data() -> None:
-    with pytest.raises(RuntimeError) as caught:
+    with pytest.raises((RuntimeError, EOFError, OSError)) as caught:
         trained(2, Noisy(kill=7))
     assert data_loading.is_dataloader_crash(caught.value)
     with pytest.raises(ValueError, match="of the data") as other:
@@ -107,6 +110,20 @@ def test_a_killed_process_is_distinguished_from_an_error_of_the_data() -> None:
     # Their tracebacks hold the iterators: torch would raise once more about the killed process, in any test.
     del caught, other
     gc.collect()
+
+
+def test_a_process_killed_before_its_batch_was_fetched_is_no_error_of_the_data() -> None:
+    descriptor = resource_sharer.DupFd(0)
+    with Listener(family="AF_UNIX") as gone:
+        descriptor._id = (gone.address, 1)
+        closing = threading.Thread(target=lambda: gone.accept().close())
+        closing.start()
+        with pytest.raises((EOFError, OSError)) as caught:
+            descriptor.detach()
+        closing.join()
+    assert data_loading.is_dataloader_crash(caught.value)
+    assert not data_loading.is_dataloader_crash(EOFError())
+    assert not data_loading.is_dataloader_crash(OSError(5, "of the data"))
 
 
 @pytest.mark.parametrize("workers", [0, 2])
