@@ -146,7 +146,7 @@ def test_verify_recomputes_every_round_and_notices_what_was_changed(
     hidden = checkpoint.rename(checkpoint.with_suffix(".hidden"))
     (federation.redis.state_dir / "cache" / run / base).unlink(missing_ok=True)
     assert not federation.store.data.redis.keys(
-        f"flq:*{base}*"
+        f"flq:chunk:{run}:{base}*"
     )  # The server keeps newer versions only.
     without_base = fl_queue(federation, "verify", "kept", "--json")
     hidden.rename(checkpoint)
