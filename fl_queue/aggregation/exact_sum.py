@@ -49,7 +49,7 @@ class ExactSum:
         w_max: Largest weight of an update, as given to ``choose_scales``.
     """
 
-    #: Nobody's update is left out of a sum; see ``strategies.base.Merged``.
+    #: No client's update is left out of a sum; see ``strategies.base.Merged``.
     left_out: tuple[str, ...] = ()
 
     def __init__(self, manifest: Manifest, scales: Mapping[str, Scale], w_max: int) -> None:

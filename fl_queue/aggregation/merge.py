@@ -128,7 +128,7 @@ class UpdateMerger:
 
     @property
     def begins_anew(self) -> bool:
-        """Whether a client in the sum has lost its state, so that everybody's becomes zero."""
+        """Whether a client in the sum has lost its state, so that the state of every client becomes zero."""
         return self.total.scalars.get(LOST, 0) > 0
 
     @property

@@ -31,8 +31,8 @@ def select_cohort(seed: int, round_number: int, eligible: Sequence[str], size: i
     """
     The clients of a round: a uniform draw without repeats, sorted.
 
-    A pure function of its arguments that does not look at the order of ``eligible``, so anyone
-    can recompute it from a round's record.
+    A pure function of its arguments that does not depend on the order of ``eligible``, so it can be
+    recomputed from a round's record.
 
     Args:
         seed: The run's seed.

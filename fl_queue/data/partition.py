@@ -155,7 +155,7 @@ def client_split(
         client: Its id; two clients with the same share still differ in what they hold out.
         share: Which share is this client's, from 0.
         shares: How many there are.
-        owners: (N,) whose each sample is, for ``natural``, and so that nobody's samples are in both
+        owners: (N,) the owner of each sample, for ``natural``, and so that no owner has samples in both
             parts; ``data.train_per_class`` and ``validation_per_class`` draw single samples.
 
     Returns:

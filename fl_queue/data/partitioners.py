@@ -129,10 +129,10 @@ def dirichlet_hsu(
 
 def label_count(labels: Labels, shares: int, seed: int, labels_per_client: int) -> list[Indices]:
     """
-    Give each share ``labels_per_client`` classes; who has a class gets an equal part of it.
+    Give each share ``labels_per_client`` classes; the shares that have a class get equal parts of it.
 
     Share i has class i mod K, so that K shares have all K classes, and others at random. Sizes of
-    the parts of a class differ by at most one. A class that is nobody's is left over.
+    the parts of a class differ by at most one. A class that no share has is left over.
 
     Raises:
         ConfigError: ``data.labels_per_client``, when there are fewer classes; ``data.shares``, when

@@ -3,7 +3,7 @@ Facts that sites report about their data before round 1, and the comparison of s
 
 A fact is one line of text, the same at two sites if what it stands for is the same:
 ``classes: 3: cat, dog, horse``. Words that the run's config does not have stay at the site, as a column's
-name or a label may be somebody's secret: they are counted, and a check number of eight bits stands for them.
+name or a label may be a secret of the site: they are counted, and a check number of eight bits stands for them.
 So two sites that differ have equal lines once in 256 times, and an attacker that tries all possible names
 learns no more than those bits, however often it asks. A whole digest would disclose the names.
 """

@@ -8,7 +8,7 @@ from fl_queue.store import Control, Glance, RoundState, RunState, Store
 
 def has_ended(control: Control, run: str, number: int, who: str) -> bool:
     """
-    Whether nothing is wanted any more of somebody's job of a round.
+    Whether a job of a round is not wanted any more.
 
     Its round has ended, or its run is gone or not training any more; in an asynchronous run, the
     newest round has not taken the job over. Or its round has never been: a failover lost its opening,
@@ -20,7 +20,7 @@ def has_ended(control: Control, run: str, number: int, who: str) -> bool:
 
 def ended(control: Control, run: str, number: int, who: str) -> bool | None:
     """
-    Whether a round has ended, for somebody's finished update; None: the server knows no such run.
+    Whether a round has ended, for the finished update of a client; None: the server knows no such run.
 
     A round that is not there yet has not: after a failover that lost it, it is opened once more, most often
     from the same version, and finds the update.

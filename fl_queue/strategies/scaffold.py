@@ -1,5 +1,5 @@
 """
-SCAFFOLD: each client corrects its gradients by how its data differ from everybody's.
+SCAFFOLD: each client corrects its gradients by how its data differ from those of all clients.
 
     y_i  <- y_i - eta_l (g_i(y_i) - c_i + c),        K times from x
     c_i+  = c_i - c + (x - y_i) / (K eta_l)          (option II)

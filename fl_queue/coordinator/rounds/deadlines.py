@@ -47,7 +47,7 @@ def longest_job_s(store: Store, state: RunState, config: RunConfig, purpose: Pur
 
 
 def is_there(store: Store, config: RunConfig, who: str) -> bool:
-    """Whether there is a worker that can do somebody's job, as far as that is known."""
+    """Whether a worker for the jobs of a client or of the evaluator is alive, as far as that is known."""
     if store.control.clients.is_settling():
         return True
     if who == identifiers.EVALUATOR:

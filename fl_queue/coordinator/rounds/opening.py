@@ -37,7 +37,7 @@ from fl_queue.store.jobs.dispatch import JobTicket
 from fl_queue.store.transactions import rounds as transactions
 from fl_queue.store.transactions.rounds import RoundOpening
 
-#: Clients of a simulation that an event names: a history of huge cohorts is nobody's log.
+#: Clients of a simulation that an event names: all names of huge cohorts would fill the log.
 NAMED = 9
 _ON_CLIENT: dict[Purpose, str] = {
     Purpose.train: rq_types.TRAIN,

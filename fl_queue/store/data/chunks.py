@@ -176,8 +176,8 @@ class Chunks:
         Remove a blob's chunks.
 
         Args:
-            all_of_them: False where ``count`` is somebody's claim: it ends where there are none, and
-                what should lie behind a gap expires.
+            all_of_them: False where ``count`` is an unchecked claim: it ends at the first gap, and
+                chunks behind it expire.
         """
         step = count if all_of_them else _DROPPED_AT_ONCE
         for start in range(0, count, step or 1):

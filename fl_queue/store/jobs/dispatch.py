@@ -298,7 +298,7 @@ def has_answered(store: Store, receipt: Receipt | None, ticket: JobTicket | None
     """
     Whether a client's answer to a round is in, and nothing more is to come.
 
-    A bad element may be anybody's while the client's job is at work.
+    While the client's job is at work, a bad element may be of another sender.
     """
     return have_answered(store, [(receipt, ticket)])[0]
 

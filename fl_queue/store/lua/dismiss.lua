@@ -1,6 +1,6 @@
 -- Updates that do not lie on this server any more make room for others.
 -- KEYS 1 who had a turn in the round   2.. who was admitted
--- ARGV 1 lifetime of the first, s; 0: nobody's turn is counted   then for each: client, its update
+-- ARGV 1 lifetime of the first, s; 0: no turn is counted   then for each: client, its update
 -- A write that a full server never refuses: after it, it lets a script go on.
 redis.call('PERSIST', KEYS[1])
 for i = 2, #KEYS do

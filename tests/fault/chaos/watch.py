@@ -241,7 +241,7 @@ class Watcher:
             elif left_ms > self._leases[key]:
                 signs.append(Sign(who, "lease", now, pid))
             self._leases[key] = left_ms
-        # Somebody's write has come through.
+        # A write of another process has come through.
         signs += [Sign("control", sign.how, now) for sign in signs if "lease" in sign.how][:1]
         self.holders = holders
 

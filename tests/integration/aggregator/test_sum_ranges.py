@@ -132,7 +132,7 @@ def test_rounds_of_qfedavg_follow_the_loss_and_make_room_after_a_refusal(
     assert (hand.round.number, hand.round.exponent) == (2, -25)
 
     hand.factor = 1e6
-    # A refused element may be anybody's, so the round waits for its clients until its deadline.
+    # A refused element may be of any sender, so the round waits for its clients until its deadline.
     key = keyspace.round_(hand.run, hand.round.number)
     store.control.redis.hset(key, "elapsed_s", hand.round.deadline_s)
     hand.all_answer()

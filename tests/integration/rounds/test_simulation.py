@@ -150,7 +150,7 @@ class Arrivals:
         )
 
     def start(self, who: str) -> None:
-        """Somebody's job has begun: what is lost of its answer is asked for again."""
+        """A client's job has begun: what is lost of its answer is asked for again."""
         self.store.control.redis.hset(f"rq:job:{self.ticket(who).job}", "status", "started")
 
     def update(self, client: str) -> tuple[Header, bytes]:

@@ -80,7 +80,7 @@ def write(redis: Any, key: str, kind: str, field: bytes, value: bytes) -> None:
 
 
 class World:
-    """Two runs, one of them for an attacker, beside a folder that is nobody's business."""
+    """Two runs, one of them for an attacker, beside a private folder."""
 
     def __init__(self, store: Store, urls: tuple[str, str], folder: Path) -> None:
         self.store, self.urls = store, urls

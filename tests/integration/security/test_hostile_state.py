@@ -27,7 +27,7 @@ def command(urls: tuple[str, str], state_dir: Path, *words: str) -> Result:
 
 @pytest.fixture
 def canary(tmp_path: Path) -> Path:
-    """A folder that is nobody's business."""
+    """A private folder."""
     folder = tmp_path / "victim"
     folder.mkdir()
     (folder / "precious.txt").write_text("mine")

@@ -29,7 +29,7 @@ STATE: Any = SimpleNamespace(population=["a"], shares=1, name="run", run_id="run
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    """A site's data folder; beside it, what is nobody's business."""
+    """A site's data folder; beside it, a private file."""
     folder = tmp_path / "data"
     folder.mkdir()
     for name in ("train.csv", "test.csv"):
