@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 
 import click
 
 from fl_queue.cli import SECTIONS, cli
+from scripts import markers
 
 BEGIN, END = "<!-- commands: made by `make docs` -->\n", "<!-- end of commands -->\n"
 
@@ -19,12 +19,7 @@ def render() -> str:
 
 def replaced(page: str) -> str:
     """Put the tables of today between the two markers of a page."""
-    return re.sub(
-        f"{re.escape(BEGIN)}.*?{re.escape(END)}",
-        lambda found: f"{BEGIN}\n{render()}\n{END}",
-        page,
-        flags=re.DOTALL,
-    )
+    return markers.replaced(page, BEGIN, END, f"\n{render()}\n")
 
 
 def _table(heading: str, names: Mapping[str, str]) -> str:

@@ -3,8 +3,7 @@
 from pathlib import Path
 
 from fl_queue.config import rendering
-from fl_queue.store import key_table
-from scripts import commands_reference, python_reference
+from scripts import commands_reference, keys_reference, python_reference
 
 ROOT = Path(__file__).parent.parent
 
@@ -15,7 +14,7 @@ if __name__ == "__main__":
         "docs/reference/cli.md": commands_reference.replaced(
             (ROOT / "docs/reference/cli.md").read_text(encoding="utf-8")
         ),
-        "docs/reference/redis.md": key_table.render(
+        "docs/reference/redis.md": keys_reference.replaced(
             (ROOT / "docs/reference/redis.md").read_text(encoding="utf-8")
         ),
         "docs/reference/python.md": python_reference.render(),

@@ -563,11 +563,6 @@ def without_covered(patterns: Iterable[str]) -> list[str]:
     ]
 
 
-def rows_of(name: str) -> list[Key]:
-    """Return the rows that the name of a key matches; one, of each key of fl-queue."""
-    return [key for key in KEYS if key.regex().fullmatch(name)]
-
-
 def patterns_of_run(run: str, server: Server) -> list[str]:
     """Return patterns of all keys of a run on a server, but its hash."""
     own = f"flq:{{{run}}}:"
@@ -575,23 +570,3 @@ def patterns_of_run(run: str, server: Server) -> list[str]:
     wide = [f"{own}*"]  # Also keys of other releases.
     apart = [pattern for pattern in found if not pattern.startswith(f"flq:{{{run}}}")]
     return [*wide, *apart, *([f"rq:*:*_{run}_*"] if server == "control" else [])]
-
-
-def markdown(server: Server) -> str:
-    """Return a server's table for ``docs/reference/redis.md``."""
-    lines = ["| key | type | holds | written by | kept |", "|---|---|---|---|---|"]
-    for key in on(server):
-        kind = f"{key.kind}, expires" if key.expires else key.kind
-        lines.append(f"| `{key.pattern}` | {kind} | {key.holds} | {key.writers} | {key.lifetime} |")
-    return "\n".join(lines)
-
-
-def render(document: str) -> str:
-    """Return a document with the tables of both servers in place of the ones it has."""
-    for server in ("control", "data"):
-        begin, end = f"<!-- keys: {server} -->", "<!-- end of keys -->"
-        before, _, rest = document.partition(begin)
-        if rest:
-            after = rest.partition(end)[2]
-            document = f"{before}{begin}\n{markdown(server)}\n{end}{after}"
-    return document

@@ -155,16 +155,6 @@ def views_of(model: nn.Module, manifest: Manifest) -> Arrays:
     }
 
 
-def arrays_of(model: nn.Module, manifest: Manifest) -> Arrays:
-    """
-    Copies of a model's tensors, as ``views_of`` has them.
-
-    Raises:
-        ModelMismatch: The model has other tensors than the manifest; names one.
-    """
-    return {name: array.copy() for name, array in views_of(model, manifest).items()}
-
-
 def state_of(model: nn.Module) -> dict[str, Tensor]:
     """A model's parameters and persistent buffers by name, themselves, not detached."""
     # keep_vars: a Parameter must differ from a buffer. Extra state may be of any type; it stays.

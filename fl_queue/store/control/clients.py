@@ -178,10 +178,6 @@ class Clients:
             for who, raw in reasons.items()
         }
 
-    def awaited_update(self, client: str, run: str) -> AwaitedUpdate | None:
-        """The update of a client that waits for the approval of its site; None without one."""
-        return self.awaited_updates([client], run)[client]
-
     def awaited_updates(self, clients: Iterable[str], run: str) -> dict[str, AwaitedUpdate | None]:
         """Client -> its update that waits for approval."""
         asked = list(clients)

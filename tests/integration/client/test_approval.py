@@ -53,7 +53,9 @@ def test_what_waits_survives_kills_and_ends_with_the_same_bits_and_what_is_decli
     run = federation.begin("approved", *RUN)
     name = asked(federation, "update")
     assert fired.exists()
-    awaited = wait_for("the site's report", lambda: control.clients.awaited_update("site-2", run))
+    awaited = wait_for(
+        "the site's report", lambda: control.clients.awaited_updates(["site-2"], run)["site-2"]
+    )
     job = job_of(federation, run)
     assert (awaited.round, awaited.job, awaited.decided) == (1, job["job"], False)
     before = federation.worker_pid("site-2")
@@ -94,4 +96,6 @@ def test_what_waits_survives_kills_and_ends_with_the_same_bits_and_what_is_decli
     assert set(control.history.records(run)[-1].accepted) == {"site-1", "site-2"}
     outbox = federation.redis.state_dir / "outbox"
     wait_for("an empty outbox", lambda: not list(outbox.glob("site-2*")))
-    wait_for("no report", lambda: control.clients.awaited_update("site-2", run) is None)
+    wait_for(
+        "no report", lambda: control.clients.awaited_updates(["site-2"], run)["site-2"] is None
+    )

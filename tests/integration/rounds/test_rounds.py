@@ -18,10 +18,11 @@ from fl_queue.coordinator.operations import controls, verification
 from fl_queue.models import selection
 from fl_queue.protocol import message
 from fl_queue.protocol.header import Header
-from fl_queue.store import key_table, keyspace
+from fl_queue.store import keyspace
 from fl_queue.store.embedded.server_pair import EmbeddedRedis
 from tests.support.checkout import ROOT
 from tests.support.federation import Federation, kill, wait_for
+from tests.support.key_rows import rows_of
 
 CLIENTS = 3
 
@@ -66,7 +67,7 @@ def test_every_key_of_a_federation_has_one_row_in_the_table_and_its_type(
                     seen[key.decode()] = kind.decode()
         time.sleep(0.05)
 
-    rows = {key: key_table.rows_of(key) for key in seen if not key.startswith("flq:probe:")}
+    rows = {key: rows_of(key) for key in seen if not key.startswith("flq:probe:")}
     assert {key: [row.kind for row in found] for key, found in rows.items()} == {
         key: [seen[key]] for key in rows
     }

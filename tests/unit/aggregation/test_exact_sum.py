@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +17,7 @@ from fl_queue.protocol import tensor_layout
 from fl_queue.protocol.codecs import codec
 from fl_queue.protocol.manifest import Manifest, TensorSpec
 from tests.support.exact_sums import add, mean, merge
+from tests.support.python_process import words_of
 
 MANIFEST = Manifest(
     (
@@ -295,24 +293,9 @@ print(body_digest(total.mean_block("w", 0, 99999).tobytes()), total._totals["w"]
 """
 
 
-def sum_in_a_process(
-    *arguments: str, cwd: Path | None = None, **environment: str
-) -> tuple[list[str], str]:
-    done = subprocess.run(
-        [sys.executable, "-c", SUM_IN_A_PROCESS, *arguments],
-        env=os.environ | environment,
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=120,
-    )
-    return done.stdout.split(), done.stderr
-
-
 def test_without_numba_the_bits_are_the_same() -> None:
-    fast, _ = sum_in_a_process()
-    slow, log = sum_in_a_process("without numba")
+    fast, _ = words_of(SUM_IN_A_PROCESS)
+    slow, log = words_of(SUM_IN_A_PROCESS, "without numba")
     assert fast[:2] == slow[:2]
     assert (fast[2], slow[2]) == ("True", "False")
     assert "numba cannot be imported" in log
@@ -327,8 +310,12 @@ def test_without_a_folder_to_cache_in_the_kernels_are_compiled(tmp_path: Path) -
     (package / "aggregation/__pycache__").write_text("")
     (tmp_path / "no-folder").write_text("")
     nowhere = str(tmp_path / "no-folder")
-    found, log = sum_in_a_process(
-        cwd=tmp_path, PYTHONPATH=str(tmp_path), HOME=nowhere, XDG_CACHE_HOME=nowhere
+    found, log = words_of(
+        SUM_IN_A_PROCESS,
+        cwd=tmp_path,
+        PYTHONPATH=str(tmp_path),
+        HOME=nowhere,
+        XDG_CACHE_HOME=nowhere,
     )
-    assert found == sum_in_a_process()[0]
+    assert found == words_of(SUM_IN_A_PROCESS)[0]
     assert "compiling at each start" in log

@@ -20,7 +20,8 @@ from fl_queue.protocol import tensor_layout
 from fl_queue.protocol.manifest import Manifest
 from fl_queue.protocol.records import RoundRecord
 from fl_queue.training import sgd
-from fl_queue.training.model_tensors import arrays_of, load_arrays, manifest_of
+from fl_queue.training.model_tensors import load_arrays, manifest_of
+from tests.support.model_arrays import arrays_of
 
 CLIENTS, EXAMPLES = 8, 300
 LIMITS = {"parameter": 64.0, "float_buffer": 65536.0}

@@ -25,7 +25,8 @@ from fl_queue.tasks.context import ClientContext
 from fl_queue.tasks.loading import load_task
 from fl_queue.training import sgd
 from fl_queue.training.determinism import environment
-from fl_queue.training.model_tensors import arrays_of, load_arrays, manifest_of
+from fl_queue.training.model_tensors import load_arrays, manifest_of
+from tests.support.model_arrays import arrays_of
 
 
 class Everything(nn.Module):

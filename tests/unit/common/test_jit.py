@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import fl_queue
+from tests.support.python_process import words_of
 
 QUANTISE_IN_A_PROCESS = """
 import sys, logging
@@ -28,24 +26,9 @@ print(hashlib.sha256(out.tobytes() + back.tobytes()).hexdigest(), "numba.core" i
 """
 
 
-def in_a_process(
-    *arguments: str, cwd: Path | None = None, **environment: str
-) -> tuple[list[str], str]:
-    done = subprocess.run(
-        [sys.executable, "-c", QUANTISE_IN_A_PROCESS, *arguments],
-        env=os.environ | environment,
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=120,
-    )
-    return done.stdout.split(), done.stderr
-
-
 def test_without_numba_the_bits_are_the_same() -> None:
-    fast, _ = in_a_process()
-    slow, log = in_a_process("without numba")
+    fast, _ = words_of(QUANTISE_IN_A_PROCESS)
+    slow, log = words_of(QUANTISE_IN_A_PROCESS, "without numba")
     assert fast[0] == slow[0]
     assert (fast[1], slow[1]) == ("True", "False")
     assert "numba cannot be imported" in log
@@ -60,8 +43,12 @@ def test_without_a_folder_to_cache_in_the_loops_are_compiled(tmp_path: Path) -> 
     (package / "protocol/codecs/__pycache__").write_text("")
     (tmp_path / "no-folder").write_text("")
     nowhere = str(tmp_path / "no-folder")
-    found, log = in_a_process(
-        cwd=tmp_path, PYTHONPATH=str(tmp_path), HOME=nowhere, XDG_CACHE_HOME=nowhere
+    found, log = words_of(
+        QUANTISE_IN_A_PROCESS,
+        cwd=tmp_path,
+        PYTHONPATH=str(tmp_path),
+        HOME=nowhere,
+        XDG_CACHE_HOME=nowhere,
     )
-    assert found == in_a_process()[0]
+    assert found == words_of(QUANTISE_IN_A_PROCESS)[0]
     assert "compiling at each start" in log

@@ -12,6 +12,8 @@ from fl_queue.store import Store, key_table
 from fl_queue.store.key_table import KEYS, Key
 from fl_queue.store.transactions import backups
 from fl_queue.store.transactions.backups import RestoredRun
+from scripts import keys_reference
+from tests.support.key_rows import rows_of
 
 ROOT = Path(__file__).parents[3]
 RUN = "lawful-1a2b3c"
@@ -37,13 +39,13 @@ def example(key: Key) -> str:
 def test_the_document_has_the_tables() -> None:
     text = (ROOT / "docs/reference/redis.md").read_text()
 
-    assert key_table.render(text) == text, "run `make docs`"
+    assert keys_reference.replaced(text) == text, "run `make docs`"
     assert [key.pattern for key in KEYS if f"| `{key.pattern}` |" not in text] == []
 
 
 @pytest.mark.parametrize("key", KEYS, ids=lambda key: key.pattern)
 def test_a_name_matches_its_row_alone(key: Key) -> None:
-    assert key_table.rows_of(example(key)) == [key]
+    assert rows_of(example(key)) == [key]
 
 
 @pytest.mark.parametrize("key", [key for key in KEYS if "<run>" in key.pattern])
@@ -71,4 +73,4 @@ def test_a_restored_run_has_the_keys_that_a_backup_holds(store: Store) -> None:
     written = {key.decode() for key in set(store.control.redis.keys()) - before}
     held = {key.pattern for key in KEYS if key.in_backup}
     beside = {"flq:runs", "flq:{restored}", "flq:{<run>}:events"}
-    assert {row.pattern for name in written for row in key_table.rows_of(name)} == held | beside
+    assert {row.pattern for name in written for row in rows_of(name)} == held | beside
