@@ -477,7 +477,7 @@ def test_nothing_made_of_data_is_in_events_before_its_approval(
     secret: Secret, approve: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
-    gap = f"0.{secrets.randbelow(10**9) + 10**9}"
+    gap = f"0.{secrets.randbelow(10**9) + 10**9}7"  # A last digit that a float prints.
     secret.monkeypatch.setenv("OWN_GAP", gap)
     site = replace(secret.site, approve=approve)
     run = secret.begin(*OWN_TASK, "task.how=live", "train.epochs=1", site=site)
