@@ -30,6 +30,7 @@ from fl_queue.tasks.base import ClientData, OnEpoch, Task
 from fl_queue.tasks.context import ClientContext
 from fl_queue.tasks.logged_metrics import TrainingLog
 from fl_queue.training.data_loading import seed_everything
+from fl_queue.training.local_rule import LocalRule
 from fl_queue.training.model_tensors import (
     Arrays,
     check_frozen,
@@ -39,7 +40,7 @@ from fl_queue.training.model_tensors import (
     state_of,
     views_of,
 )
-from fl_queue.training.sgd import LocalRule, Samples, size_of
+from fl_queue.training.sgd import Samples, size_of
 
 #: Elements copied or subtracted at a time: a large model is never in memory once more for that.
 _BLOCK = 1 << 20

@@ -31,6 +31,7 @@ from fl_queue.strategies.layouts import PERSONAL, PRIVATE
 from fl_queue.tasks import calls
 from fl_queue.tasks.base import ClientData, Task
 from fl_queue.tasks.context import ClientContext
+from fl_queue.training.local_rule import LocalRule
 from fl_queue.training.model_tensors import (
     BATCH_NORM_LAYERS,
     Arrays,
@@ -39,7 +40,7 @@ from fl_queue.training.model_tensors import (
     state_of,
     views_of,
 )
-from fl_queue.training.sgd import LocalRule, size_of
+from fl_queue.training.sgd import size_of
 
 #: Names that an error lists.
 _NAMED = 8

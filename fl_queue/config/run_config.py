@@ -54,11 +54,12 @@ class RunConfig(RunSettings):
         return sections | {"task": as_plain(self.task), "strategy": as_plain(self.strategy)}
 
     def record(self) -> dict[str, dict[str, Any]]:
-        """Fields that are recorded with the run: all but those of the machine."""
+        """Fields that are recorded with the run: without those of the machine, and new ones at their defaults."""
         plain = self.to_dict()
         for name, kind in SECTIONS.items():
             for key, use in kind.uses().items():
-                if use.local:
+                default = as_plain(kind.options()[key].default)
+                if use.local or (use.newer and plain[name][key] == default):
                     del plain[name][key]
         return plain
 

@@ -72,17 +72,22 @@ class Use:
         local: It belongs to the machine that reads the config and is not recorded with the run.
         mode: The only ``round.mode`` in which it has a meaning; empty: both.
         instead: What the other mode has in its place.
+        newer: It is recorded only where it differs from its default: a worker of an older release refuses a
+            field that it does not know, and configs without it keep their digests.
     """
 
     fixed: bool = False
     local: bool = False
     mode: str = ""
     instead: str = ""
+    newer: bool = False
 
 
 #: A field that decides which samples are whose, or what an earlier version was made of.
 FIXED = Use(fixed=True)
 LOCAL = Use(local=True)
+#: A field that releases before this one did not have.
+NEWER = Use(newer=True)
 
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from fl_queue.config.run_config import RunConfig
 from fl_queue.errors import ConfigError
 from fl_queue.tasks.logged_metrics import TrainingLog
 from fl_queue.training.determinism import Compute
-from fl_queue.training.sgd import LocalRule
+from fl_queue.training.local_rule import LocalRule
 
 
 class Place(TypedDict, total=False):

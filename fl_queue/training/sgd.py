@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterator, Sequence, Sized
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, cast
@@ -32,9 +32,11 @@ from fl_queue.training.data_loading import (
     seed_torch,
     to_device,
 )
+from fl_queue.training.local_rule import LocalRule
 from fl_queue.training.mixed_precision import Precision
 from fl_queue.training.model_tensors import BATCH_NORM_LAYERS
-from fl_queue.training.row_floor import Parts, check_batch, check_pull
+from fl_queue.training.plain_sgd import PlainSGD
+from fl_queue.training.row_floor import check_batch
 
 Samples = Dataset[Any]
 #: Mean loss of a batch of what the model returns, and of targets.
@@ -46,8 +48,6 @@ EVALUATION_BATCH = 256
 _AS_LARGE = 4
 #: Marks a module that stays in evaluation mode while its model is trained.
 _STAYS = "_flq_stays_in_evaluation"
-#: What torch's clipping adds to a norm before it divides.
-_TINY = 1e-6
 _log = logging.getLogger(__name__)
 
 
@@ -173,7 +173,7 @@ class _Training:
         )
         #: Of each step, the sizes of its batches.
         self._groups = _groups(self._cuts, options.accumulate, self._floor)
-        self._optimizer = _SGD(
+        self._optimizer = PlainSGD(
             model,
             options.learning_rate,
             options.momentum,
@@ -263,107 +263,6 @@ def into_training(model: nn.Module) -> None:
     for module in model.modules():
         if getattr(module, _STAYS, False):
             module.eval()
-
-
-class LocalRule:
-    """
-    Inputs of local SGD that are not in the config: the strategy's addition to each gradient, the site's floor.
-
-    ``gradient + proximal * (w - anchor) + offset``, before momentum; with neither no bit changes.
-
-    Args:
-        proximal: Pull towards the anchors.
-        anchors, offsets: By parameter, on its device; a parameter that is not there gets nothing.
-        fewest: Samples of which the site makes a step and an update, see ``rows``; 1: any.
-    """
-
-    def __init__(
-        self,
-        proximal: float = 0.0,
-        anchors: Mapping[nn.Parameter, Tensor] | None = None,
-        offsets: Mapping[nn.Parameter, Tensor] | None = None,
-        fewest: int = 1,
-    ) -> None:
-        self.fewest = fewest
-        self.proximal, self.anchors, self.offsets = proximal, anchors or {}, offsets or {}
-        #: Whether local SGD knew of it: a task may train in another way.
-        self.is_used = False
-        self.steps = 0
-
-    def corrected(self, parameter: nn.Parameter, gradient: Tensor) -> Tensor:
-        """The gradient with what is added."""
-        if parameter in self.anchors:
-            gradient = gradient.add(parameter - self.anchors[parameter], alpha=self.proximal)
-        if parameter in self.offsets:
-            gradient = gradient.add(self.offsets[parameter])
-        return gradient
-
-
-class _SGD:
-    """
-    The step of ``torch.optim.SGD``, with the same bits.
-
-    That one imports torch's compiler on its first use: nine hundred modules, two seconds between the
-    start of a killed worker and its training again.
-    """
-
-    def __init__(
-        self,
-        model: nn.Module,
-        learning_rate: float,
-        momentum: float,
-        weight_decay: float,
-        rule: LocalRule | None = None,
-        clip_norm: float = 0.0,
-    ) -> None:
-        self.rule, self.clip_norm = rule, clip_norm
-        self.parameters = [p for p in model.parameters() if p.requires_grad]
-        self.learning_rate, self.momentum, self.weight_decay = learning_rate, momentum, weight_decay
-        self.velocity: dict[int, Tensor] = {}
-        #: Where the site has a floor.
-        self.parts: Parts | None = None
-
-    def watch(self, count: int, steps: int, device: str) -> None:
-        """
-        Follow how large a part each of ``count`` rows has in what is trained.
-
-        Raises:
-            ConfigError: A step would forget those before it.
-        """
-        proximal = self.rule.proximal if self.rule is not None else 0.0
-        check_pull(self.learning_rate, self.weight_decay, proximal)
-        pull = self.weight_decay + proximal
-        self.parts = Parts(count, steps, self.learning_rate, self.momentum, pull, device)
-
-    @torch.no_grad()
-    def step(self) -> None:
-        """Update every parameter that has a gradient."""
-        if self.rule is not None:
-            self.rule.steps += 1
-        norm = None
-        if self.clip_norm:
-            norm = nn.utils.clip_grad_norm_(self.parameters, self.clip_norm)
-        if self.parts is not None:
-            clipped = 1.0 if norm is None else (self.clip_norm / (norm + _TINY)).clamp(max=1.0)
-            self.parts.stepped(clipped)
-        for index, parameter in enumerate(self.parameters):
-            if parameter.grad is None:
-                continue
-            change = parameter.grad
-            if self.weight_decay:
-                change = change.add(parameter, alpha=self.weight_decay)
-            if self.rule is not None:
-                change = self.rule.corrected(parameter, change)
-            if self.momentum:
-                change = self._with_momentum(index, change)
-            parameter.add_(change, alpha=-self.learning_rate)
-
-    def _with_momentum(self, index: int, change: Tensor) -> Tensor:
-        if index in self.velocity:
-            self.velocity[index].mul_(self.momentum).add_(change)
-        else:
-            self.velocity[index] = change.clone()
-        return self.velocity[index]
 
 
 def evaluate(

@@ -26,6 +26,7 @@ from fl_queue.tasks.loading import load_task
 from fl_queue.training import sgd
 from fl_queue.training.determinism import environment
 from fl_queue.training.model_tensors import load_arrays, manifest_of
+from fl_queue.training.plain_sgd import PlainSGD
 from tests.support.model_arrays import arrays_of
 
 
@@ -583,7 +584,7 @@ def test_a_step_has_the_bits_of_torch_optim(momentum, weight_decay):
             step()
         return [parameter.detach().clone() for parameter in model.parameters()]
 
-    ours = trained(lambda model: sgd._SGD(model, 0.1, momentum, weight_decay).step)
+    ours = trained(lambda model: PlainSGD(model, 0.1, momentum, weight_decay).step)
     theirs = trained(
         lambda model: (
             torch.optim.SGD(

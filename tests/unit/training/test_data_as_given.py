@@ -26,6 +26,7 @@ from fl_queue.tasks.image_folder import _read_image
 from fl_queue.tasks.loading import load_task
 from fl_queue.training import sgd
 from fl_queue.training.mixed_precision import Precision
+from fl_queue.training.plain_sgd import PlainSGD
 
 PIXELS = torch.full((60, 3), 99.0)
 CLASSES = torch.arange(60) % 3
@@ -259,9 +260,9 @@ def test_a_scaled_loss_begins_where_few_steps_are_lost() -> None:
         scaled.backward(
             nn.functional.mse_loss(model(torch.full((8, 4), 10.0)), torch.full((8, 1), 1e3))
         )
-        scaled.step(sgd._SGD(model, 1e-6, 0.0, 0.0))
+        scaled.step(PlainSGD(model, 1e-6, 0.0, 0.0))
         model.zero_grad()
     assert scaled.skipped == 0
     scaled.backward(model(torch.full((8, 4), torch.inf)).sum())
-    scaled.step(sgd._SGD(model, 1e-6, 0.0, 0.0))
+    scaled.step(PlainSGD(model, 1e-6, 0.0, 0.0))
     assert scaled.skipped == 1

@@ -13,6 +13,7 @@ from torch.utils.data import TensorDataset
 from fl_queue.errors import ConfigError
 from fl_queue.training import sgd
 from fl_queue.training.mixed_precision import Precision
+from fl_queue.training.plain_sgd import PlainSGD
 
 GENERATOR = torch.Generator().manual_seed(3)
 ROWS, TARGET = torch.randn(24, 6, generator=GENERATOR), torch.arange(24) % 3
@@ -70,7 +71,7 @@ def test_scaled_gradients_make_the_same_step_and_one_that_overflows_makes_none()
     """The scaling itself, on a CPU: float16 computes on GPUs alone."""
     model = nn.Linear(2, 1, bias=False)
     start = model.weight.detach().clone()
-    optimizer = sgd._SGD(model, 0.5, 0.0, 0.0)
+    optimizer = PlainSGD(model, 0.5, 0.0, 0.0)
     scaled = Precision("float32", "cpu", scaled=True)
     rows = torch.tensor([[1.0, 2.0]])
 
