@@ -13,16 +13,19 @@ from fl_queue.common.lazy import lazy
 if TYPE_CHECKING:
     from fl_queue.common.data_folder import inside
     from fl_queue.protocol.model_usage import ModelUsage
+    from fl_queue.tasks.arrays import ArrayTask, Rows
     from fl_queue.tasks.base import ClientData, OnEpoch, Task, with_context
     from fl_queue.tasks.context import ClientContext
     from fl_queue.tasks.loading import load_task
     from fl_queue.training.sgd import SgdOptions, evaluate, local_sgd
 
 __all__ = [
+    "ArrayTask",
     "ClientContext",
     "ClientData",
     "ModelUsage",
     "OnEpoch",
+    "Rows",
     "SgdOptions",
     "Task",
     "evaluate",
@@ -35,10 +38,12 @@ __all__ = [
 __getattr__ = lazy(
     __name__,
     {
+        "ArrayTask": "fl_queue.tasks.arrays:ArrayTask",
         "ClientContext": "fl_queue.tasks.context:ClientContext",
         "ClientData": "fl_queue.tasks.base:ClientData",
         "ModelUsage": "fl_queue.protocol.model_usage:ModelUsage",
         "OnEpoch": "fl_queue.tasks.base:OnEpoch",
+        "Rows": "fl_queue.tasks.arrays:Rows",
         "SgdOptions": "fl_queue.training.sgd:SgdOptions",
         "Task": "fl_queue.tasks.base:Task",
         "evaluate": "fl_queue.training.sgd:evaluate",

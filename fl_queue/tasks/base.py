@@ -92,6 +92,9 @@ class Task(ABC):
 
     #: Whether ``client_data`` applies ``self.skew``; otherwise configs that ask for it are refused.
     skews: ClassVar[bool] = False
+    #: Whether its training may be local SGD, whose steps some strategies correct; otherwise such a
+    #: strategy is refused before version 0 is made.
+    takes_corrections: ClassVar[bool] = True
     #: Makes (inputs, targets) of a list of samples, of unequal lengths: ``def collate(self, samples)``;
     #: None: they are stacked, as torch's ``DataLoader`` does.
     collate: Collate | None = None

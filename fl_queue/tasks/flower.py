@@ -14,9 +14,7 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import Dataset
 
 from fl_queue.config.run_config import RunConfig
@@ -26,38 +24,15 @@ from fl_queue.metrics import MAX_SUM, finish
 from fl_queue.protocol import identifiers
 from fl_queue.protocol.records import Sums
 from fl_queue.tasks import calls
+from fl_queue.tasks.arrays import ArrayModel, arrays_of, check_array
 from fl_queue.tasks.base import ClientData, OnEpoch, Task
 from fl_queue.tasks.context import ClientContext
 from fl_queue.tasks.flower_adapter import Config, FlowerApp, Named, Reply
-from fl_queue.training.model_tensors import load_some, state_of
+from fl_queue.training.model_tensors import load_some
 from fl_queue.training.sgd import Samples
 
 #: Reason of a refusal, after the client's name.
 _READS_ITS_DATA = "is a Flower client, which reads its data itself"
-
-
-class ArrayModel(nn.Module):
-    """
-    A list of arrays as a model: tensor ``i`` is array ``i``, of its dtype.
-
-    Args:
-        name: Origin of the arrays, for messages.
-        arrays: Floats become parameters, integers and booleans integer buffers.
-
-    Raises:
-        ModelMismatch: No array, or one whose dtype cannot be sent; names it.
-    """
-
-    def __init__(self, name: str, arrays: list[NDArray[Any]]) -> None:
-        super().__init__()
-        if not arrays:
-            raise ModelMismatch(f"{name} gives no arrays; a model has at least one", public=True)
-        for index, array in enumerate(arrays):
-            tensor = _tensor(f"{name}: array {index}", array)
-            if tensor.is_floating_point():
-                self.register_parameter(str(index), nn.Parameter(tensor))
-            else:
-                self.register_buffer(str(index), tensor)
 
 
 class FlowerTask(Task):
@@ -137,7 +112,7 @@ class FlowerTask(Task):
                 f"{self._app.name} {_READS_ITS_DATA}, and not those of others",
                 public=True,
             )
-        given = _arrays_of(model)
+        given = arrays_of(model)
         config, node, run = self._config(context), _node(context), self._run(context)
         reply = self._app.train(given, config, node, run)
         if reply.num_examples == 0:
@@ -169,7 +144,7 @@ class FlowerTask(Task):
                 public=True,
             )
         config, node, run = self._config(context), _node(context), self._run(context)
-        reply = self._app.evaluate(_arrays_of(model), config, node, run)
+        reply = self._app.evaluate(arrays_of(model), config, node, run)
         return _sums(reply) if reply.num_examples >= context.min_examples else {"num_examples": 0}
 
     def _config(self, context: ClientContext) -> dict[str, bool | int | float | str]:
@@ -257,44 +232,6 @@ def _flat(field: str, table: Mapping[str, Any]) -> dict[str, bool | int | float 
     return found
 
 
-def _tensor(what: str, array: NDArray[Any]) -> Tensor:
-    """Copy an array. Raises ModelMismatch if its dtype cannot be sent."""
-    try:
-        # torch requires the native byte order.
-        tensor = torch.from_numpy(np.array(array, dtype=array.dtype.newbyteorder("=")))
-    except TypeError as exc:
-        raise ModelMismatch(
-            f"{what} is of {array.dtype}, and only numbers travel",
-            public=f"{what} holds no numbers, and only numbers travel",
-        ) from exc
-    if tensor.is_complex():
-        raise ModelMismatch(
-            f"{what} is of {array.dtype}; use floats or integers",
-            public=f"{what} holds complex numbers; use floats or integers",
-        )
-    return tensor
-
-
-def _order(model: nn.Module) -> list[str]:
-    """Names of the tensors in the order of a Flower client's list."""
-    names = list(state_of(model))
-    # torch has parameters before buffers; the order of a list is by number.
-    return sorted(names, key=int) if isinstance(model, ArrayModel) else names
-
-
-def _arrays_of(model: nn.Module) -> dict[str, NDArray[Any]]:
-    """Copy a model's tensors in the client's order, as it may write to them."""
-    state = state_of(model)
-    return {name: np.array(_numpy(state[name])) for name in _order(model)}
-
-
-def _numpy(tensor: Tensor) -> NDArray[Any]:
-    plain = tensor.detach().cpu()
-    # numpy has no bfloat16.
-    found: NDArray[Any] = (plain.float() if plain.dtype == torch.bfloat16 else plain).numpy()
-    return found
-
-
 def _returned(name: str, model: nn.Module, given: Named, arrays: Named) -> Named:
     """
     Name the arrays that a client returned by the model's tensors.
@@ -311,20 +248,10 @@ def _returned(name: str, model: nn.Module, given: Named, arrays: Named) -> Named
         arrays if arrays.keys() == given.keys() else dict(zip(given, arrays.values(), strict=True))
     )
     for index, (tensor, before) in enumerate(given.items()):
-        after = by_name[tensor]
         what = f"{name} returned as array {index}" + (
             "" if isinstance(model, ArrayModel) else f" ({tensor})"
         )
-        if after.shape != before.shape:
-            raise ModelMismatch(
-                f"{what} one of shape {after.shape}, and was given {before.shape}", public=True
-            )
-        kinds = "fiub" if before.dtype.kind == "f" else "iub"
-        if after.dtype.kind not in kinds:
-            raise ModelMismatch(
-                f"{what} one of {after.dtype}, and was given {before.dtype}",
-                public=f"{what} one of another kind of numbers than it was given",
-            )
+        check_array(what, (before.shape, before.dtype), by_name[tensor])
     return by_name
 
 

@@ -57,6 +57,13 @@ def load_task(name: str, config: RunConfig, allow: Sequence[str] = (), data_dir:
             "skews = True",
             public=True,
         )
+    if not made.takes_corrections and config.plain_strategy().needs_local_sgd:
+        raise ConfigError(
+            "aggregation.strategy",
+            f"{config.aggregation.strategy} corrects the gradient of each step, and {name} trains without "
+            "such steps; use another one, such as fedavg",
+            public=True,
+        )
     return made
 
 
