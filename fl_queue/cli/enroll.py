@@ -179,7 +179,7 @@ def _enroll(
     )
 
 
-def _print_rules(made: enrolment.Enrolled) -> None:
+def _print_rules(made: enrolment.NewEnrolment) -> None:
     for server, users in made.rules.items():
         print_line(f"# {server} server, a line of its aclfile each")
         for name, rules in users.items():
@@ -226,7 +226,7 @@ def revoke(deployment: Deployment, client: str, no_acl: bool, as_json: bool) -> 
     print_result(as_json, {"client": client, "done": done}, done)
 
 
-def _notes(deployment: Deployment, made: enrolment.Enrolled) -> list[str]:
+def _notes(deployment: Deployment, made: enrolment.NewEnrolment) -> list[str]:
     """List the risks that the operator should know of, each once."""
     handed = (made.credentials.url, made.credentials.blob_url)
     risks = [risk for url in (deployment.url, deployment.blob_url) for risk in exposure.of_url(url)]

@@ -45,7 +45,7 @@ from fl_queue.tasks.error_disclosure import disclosed
 from fl_queue.tasks.loading import load_task
 
 MODEL_WAIT_S = 0.5
-_LONGEST_WHY = 300
+_MAX_WHY = 300
 
 
 class RoundModel(NamedTuple):
@@ -165,7 +165,7 @@ class DataWaits:
         """It waits: a line in the log once a minute, and in the client's hash when the reason changes."""
         job = self._job
         complaint.log(error, f"run={job.run} client={job.who} waits for the data server: ")
-        why = printable(disclosed(error))[:_LONGEST_WHY]
+        why = printable(disclosed(error))[:_MAX_WHY]
         if not job.is_watched or why == self._said:
             return
         self._said, self._since = why, self._since or round(time.time(), 3)

@@ -11,7 +11,7 @@ from fl_queue.errors import StoreUnavailable, Trouble
 Result = TypeVar("Result")
 
 #: Failovers take a minute or two, a machine that starts again five.
-LONGEST_S = 600.0
+MAX_S = 600.0
 RETRY_S = 1.0
 #: No waiting mends these.
 _LASTING = (Trouble.wrong_mode, Trouble.not_allowed)
@@ -26,7 +26,7 @@ class Outages:
         longest_s: After so long without it, waiting ends.
     """
 
-    def __init__(self, report: Callable[[str], None], longest_s: float = LONGEST_S) -> None:
+    def __init__(self, report: Callable[[str], None], longest_s: float = MAX_S) -> None:
         self._report, self._longest_s = report, longest_s
         self._since: float | None = None
 
@@ -56,7 +56,7 @@ class Outages:
 
 
 def ride_out(
-    what: Callable[[], Result], report: Callable[[str], None], longest_s: float = LONGEST_S
+    what: Callable[[], Result], report: Callable[[str], None], longest_s: float = MAX_S
 ) -> Result:
     """
     Do something that may be repeated, until Redis lets it be done.

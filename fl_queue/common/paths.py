@@ -13,7 +13,7 @@ from pathlib import Path
 from fl_queue.errors import DataError
 
 #: What file systems take for one name.
-_LONGEST_BYTES = 255
+_MAX_BYTES = 255
 
 
 def below(folder: Path, *parts: str) -> Path:
@@ -41,6 +41,6 @@ def _is_one_name(part: str) -> bool:
     if part in ("", os.curdir, os.pardir) or any(mark in part for mark in ("/", "\\", "\0")):
         return False
     try:
-        return len(os.fsencode(part)) <= _LONGEST_BYTES
+        return len(os.fsencode(part)) <= _MAX_BYTES
     except UnicodeEncodeError:
         return False

@@ -20,7 +20,7 @@ from fl_queue.errors import MessageError
 from fl_queue.protocol.records import Outcome
 
 #: No entry of ours comes near it, but a cohort's.
-LONGEST_BYTES = 1 << 20
+MAX_BYTES = 1 << 20
 _MOST = 2**53
 
 
@@ -518,7 +518,7 @@ def event_of(entry: Mapping[bytes, bytes]) -> dict[str, Any]:
 def _checked(text: bytes | None) -> dict[str, Any]:
     if text is None:
         raise MessageError("not an event: it has no field event")
-    if len(text) > LONGEST_BYTES:
+    if len(text) > MAX_BYTES:
         raise MessageError(f"not an event: {len(text)} bytes")
     event = clean(loads(text, "an event"), "an event")
     if type(event) is not dict or "event" not in event:

@@ -32,7 +32,7 @@ CANNOT = "cannot"
 #: Facts that a site may report, characters of a line, and bytes of all its facts.
 MOST = 16
 LONGEST = 1000
-LONGEST_BYTES = 32 * 1024
+MAX_BYTES = 32 * 1024
 _NAMED = 40
 _NAME_LENGTH = 64
 _KEY = re.compile(r"[a-z][a-z0-9_]{0,31}")
@@ -82,8 +82,8 @@ def parse(text: bytes) -> dict[str, str]:
     Raises:
         MessageError: They are no facts, or too many.
     """
-    if len(text) > LONGEST_BYTES:
-        raise MessageError(f"no facts: more than {LONGEST_BYTES} bytes")
+    if len(text) > MAX_BYTES:
+        raise MessageError(f"no facts: more than {MAX_BYTES} bytes")
     return check(clean(loads(text, "facts"), "facts"))
 
 

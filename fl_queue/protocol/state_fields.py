@@ -21,7 +21,7 @@ Value = TypeVar("Value")
 Choice = TypeVar("Choice", bound=StrEnum)
 
 #: Characters of the status behind the client's id in a receipt's field.
-_LONGEST_STATUS = 64
+_MAX_STATUS = 64
 #: No number of ours comes near it; Python would read one of a million digits.
 _WHOLE = re.compile(r"-?[0-9]{1,18}")
 
@@ -165,7 +165,7 @@ def _number(text: str) -> float:
 def parse_receiver(raw: bytes) -> str:
     """A client id, or ``client:status`` of a further update."""
     client, separator, status = raw.decode(errors="replace").partition(":")
-    return f"{identifiers.parse_name(client)}{separator}{safe_json.printable(status[:_LONGEST_STATUS])}"
+    return f"{identifiers.parse_name(client)}{separator}{safe_json.printable(status[:_MAX_STATUS])}"
 
 
 def parse_table(text: bytes) -> dict[str, Any]:

@@ -30,7 +30,7 @@ from fl_queue.protocol.state import RoundState, RunState
 Kind = Literal["config", "version", "round"]
 Statement = dict[str, Any]
 #: A round's statement has digests in place of lists: nothing makes a longer one.
-_LONGEST_CHARS = 64 * 1024
+_MAX_CHARS = 64 * 1024
 
 #: Of a segment of a run's config, and of an entry of its versions.
 SIGNATURE = "signature"
@@ -161,7 +161,7 @@ def sealed(statement: Statement, key: OperatorKey) -> str:
 
 def opened(text: str, public: str) -> Statement | None:
     """A round's statement, if the operator has signed it; None of anything else."""
-    if len(text) > _LONGEST_CHARS:
+    if len(text) > _MAX_CHARS:
         return None
     try:
         whole = json.loads(text)

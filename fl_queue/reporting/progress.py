@@ -53,7 +53,7 @@ def follow(
         The run's last state; None if it was deleted.
 
     Raises:
-        StoreUnavailable: An outage lasted longer than ``outages.LONGEST_S``.
+        StoreUnavailable: An outage lasted longer than ``outages.MAX_S``.
     """
     until = math.inf if timeout_s is None else time.monotonic() + timeout_s
     follower = _EventFollower(store, run, console, tick, since)

@@ -26,7 +26,7 @@ _HASH = re.compile(r"#[0-9a-f]{64}")
 _VERSIONS = (acl.SELECTORS, (6, 2))
 
 
-class StrangeUsers(ValueError):
+class ForeignUsers(ValueError):
     """An enrolment with other users, or other content about them, than ``fl-queue enroll`` writes."""
 
 
@@ -61,7 +61,7 @@ def rules(client: str, known: Hashes, servers: Sequence[acl.Server]) -> Rules:
     The rules of the users that an enrolment has the passwords of.
 
     Raises:
-        StrangeUsers: It has other users than the client's own, or no single hash of one.
+        ForeignUsers: It has other users than the client's own, or no single hash of one.
     """
     found = hashes(client, known)
     return {
@@ -75,12 +75,12 @@ def rules(client: str, known: Hashes, servers: Sequence[acl.Server]) -> Rules:
 
 
 def hashes(client: str, known: Hashes) -> dict[str, dict[str, list[str]]]:
-    """The users in an enrolment with nothing but the hashes of their passwords. Raises StrangeUsers."""
+    """The users in an enrolment with nothing but the hashes of their passwords. Raises ForeignUsers."""
     found: dict[str, dict[str, list[str]]] = {}
     for server, of_server in known.items():
         users = _as_in(client, of_server, "both", ()) if of_server else []
         if server not in _SERVERS or not users:
-            raise StrangeUsers(f"it names Redis users that are not of {client}")
+            raise ForeignUsers(f"it names Redis users that are not of {client}")
         found[server] = {user.name: [_hash(user.name, of_server[user.name])] for user in users}
     return found
 
@@ -109,5 +109,5 @@ def _users(
 def _hash(user: str, entry: Sequence[str]) -> str:
     hashes = [item for item in entry if _HASH.fullmatch(item)]
     if len(hashes) != 1 or "nopass" in entry:
-        raise StrangeUsers(f"it has no single hash of the password of Redis user {user}")
+        raise ForeignUsers(f"it has no single hash of the password of Redis user {user}")
     return hashes[0]

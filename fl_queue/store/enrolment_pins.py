@@ -37,7 +37,7 @@ FOLDER = "enrolled"
 _PIN, _REQUIRED, _SIGNED = ".json", ".required", ".signed"
 _PURPOSE = "enrolment v1"
 #: A longer entry is not read; enrolments are far shorter.
-_LONGEST_BYTES = 64 * 1024
+_MAX_BYTES = 64 * 1024
 #: Number of parsed and verified entries in the cache.
 _KEPT = 4096
 UNSIGNED = "it is not signed with the operator's key"
@@ -333,7 +333,7 @@ def _content(client: str, enrolment: Enrolment) -> bytes:
 @lru_cache(_KEPT)
 def _parsed(raw: bytes) -> Enrolment | None:
     try:
-        return Enrolment.from_json(raw) if len(raw) <= _LONGEST_BYTES else None
+        return Enrolment.from_json(raw) if len(raw) <= _MAX_BYTES else None
     except MessageError:
         return None
 

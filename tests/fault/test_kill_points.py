@@ -60,7 +60,7 @@ NEEDED = {"chunks.pushed": _CHUNKS, "partial.stored": _PARTIAL, "partial.saved":
 #: Points that are passed where a client has sent garbage.
 GARBAGE = ("update.refused", "refused.removed")
 #: A killed aggregator may leave a sum that no round counts; it expires.
-LONGEST_LIFE_S = 3600
+MAX_LIFE_S = 3600
 #: From here on the update is in the outbox, and no client trains again.
 KEPT = CLIENT[CLIENT.index("outbox.written") :]
 
@@ -93,7 +93,7 @@ def lasting(federation: Federation, run: str) -> list[str]:
     data = federation.store.data.redis
     left = data_leftovers(data, run, federation.store.control.versions.all(run))
     keys = [line.split()[2] for line in left]
-    return [key for key in keys if not 0 <= data.ttl(key) <= LONGEST_LIFE_S]
+    return [key for key in keys if not 0 <= data.ttl(key) <= MAX_LIFE_S]
 
 
 @pytest.fixture

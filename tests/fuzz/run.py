@@ -22,7 +22,7 @@ ROOT = Path(__file__).parent.parent.parent
 FOLDER = ROOT / ".fuzz"
 #: Beyond what the process has once everything is imported. No input is longer than 64 KiB.
 MEMORY_BYTES = 256 << 20
-LONGEST_INPUT = 1 << 16
+MAX_INPUT = 1 << 16
 SLOW_S = 5
 _STATUS = re.compile(r"#(\d+).*cov: (\d+) ft: (\d+) corp: (\d+)")
 
@@ -54,7 +54,7 @@ def session(name: str, minutes: float, seed: int) -> bool:
     command = [
         *(sys.executable, "-m", "tests.fuzz.run", "--child", name, str(corpus)),
         *(f"-artifact_prefix={crashes}/", f"-max_total_time={max(1, round(60 * minutes))}"),
-        *(f"-max_len={LONGEST_INPUT}", f"-timeout={SLOW_S}", f"-dict={dictionary()}"),
+        *(f"-max_len={MAX_INPUT}", f"-timeout={SLOW_S}", f"-dict={dictionary()}"),
         *(f"-seed={seed}", "-print_final_stats=1", "-rss_limit_mb=4096"),
     ]
     began = time.monotonic()

@@ -20,7 +20,7 @@ from fl_queue.protocol.events import ClientRevoked, EnrolmentChanged
 from fl_queue.protocol.records import Enrolment
 from fl_queue.store import Store, client_users, drop_keys, keyspace
 from fl_queue.store.acl_users import Rules, Users
-from fl_queue.store.client_users import StrangeUsers
+from fl_queue.store.client_users import ForeignUsers
 from fl_queue.store.credentials import Credentials, is_enrollable
 from fl_queue.store.enrolment_pins import Ruling
 from fl_queue.store.jobs import dispatch
@@ -50,7 +50,7 @@ class RedisEndpoints:
 
 
 @dataclass(frozen=True)
-class Enrolled:
+class NewEnrolment:
     """
     The result of an enrolment.
 
@@ -72,7 +72,7 @@ def enroll(
     max_examples: int,
     use_acl: bool,
     open_server: bool = False,
-) -> Enrolled:
+) -> NewEnrolment:
     """
     Create a client's key, Redis users and credentials, in place of earlier ones; and the operator's key.
 
@@ -108,7 +108,7 @@ def enroll(
     url, blob_url = (without_login(each, for_site=True) for each in (place.url, place.blob_url))
     operator_key = operator.public if operator is not None else ""
     credentials = Credentials(client, secret, url, blob_url, logins, place.tls, operator_key)
-    return Enrolled(credentials, rules, tuple(notes))
+    return NewEnrolment(credentials, rules, tuple(notes))
 
 
 def revoke(store: Store, client: str, use_acl: bool) -> list[str]:
@@ -196,7 +196,7 @@ def sign_existing(store: Store, found: Mapping[str, Enrolment]) -> list[str]:
     for client, known in found.items():
         try:
             hashes = client_users.hashes(client, known.users)
-        except StrangeUsers as exc:
+        except ForeignUsers as exc:
             hashes = {}
             done.append(f"{client}: {exc}: left out; enrol it anew")
         _register(store, client, replace(known, users=hashes), None)
@@ -227,7 +227,7 @@ def restore_users(store: Store) -> list[str]:
         return []
     users, made = Users(store.servers), []
     for client, known in living.items():
-        with contextlib.suppress(StrangeUsers):  # See ``troubles``.
+        with contextlib.suppress(ForeignUsers):  # See ``troubles``.
             lacking = users.missing(client_users.rules(client, known.users, users.servers))
             users.give(lacking)
             made += sorted({name for of_server in lacking.values() for name in of_server})
@@ -256,7 +256,7 @@ def _strange_users(client: str, known: Enrolment | None) -> str:
     """The users in an enrolment that are ignored, as text; empty: none."""
     try:
         client_users.hashes(client, known.users if known is not None else {})
-    except StrangeUsers as exc:
+    except ForeignUsers as exc:
         return f"{exc}; these are ignored"
     return ""
 

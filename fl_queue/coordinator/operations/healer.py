@@ -51,7 +51,7 @@ NO_EFFECT = "finished without effect"
 _ITS_OWN = (JobState.failed, NO_EFFECT)
 #: Attempts after which a job that keeps failing is tried again less and less often.
 QUICK_ATTEMPTS = 5
-LONGEST_PAUSE_S = 30.0
+MAX_PAUSE_S = 30.0
 SWEPT_S = 30.0
 #: A tick that takes longer than this extends the lease, and records heartbeats, in between.
 EXTEND_S = 1.0
@@ -402,7 +402,7 @@ class Healer:
         # A job that ran out of memory does so again at once.
         quick = 0 if OUT_OF_MEMORY in reason else QUICK_ATTEMPTS
         slow = max(0, ticket.attempt - quick) if reason.startswith(_ITS_OWN) else 0
-        pause_s = min(LONGEST_PAUSE_S, 2.0 ** min(slow, 10) - 1.0)
+        pause_s = min(MAX_PAUSE_S, 2.0 ** min(slow, 10) - 1.0)
         return self.immediate or time.monotonic() - since >= pause_s
 
     def _replace(self, key: str, due: Mapping[str, JobTicket]) -> dict[str, JobTicket]:

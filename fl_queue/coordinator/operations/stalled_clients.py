@@ -19,7 +19,7 @@ PATIENCE_S = 20.0
 #: Largest update that is allowed for, in models: some strategies send more than the parameters.
 _MOST_MODELS = 2
 #: Longest time between two looks that is counted: during a longer one no healer was at work.
-_LONGEST_LOOK_S = 3.0
+_MAX_LOOK_S = 3.0
 
 
 @dataclass
@@ -53,7 +53,7 @@ class StallDetector:
         if current.purpose != Purpose.train or current.groups:
             return {}  # Pools belong to the operator.
         seen = self._seen(run, current)
-        looked_s = min(current.elapsed_s - seen.at_s, _LONGEST_LOOK_S)
+        looked_s = min(current.elapsed_s - seen.at_s, _MAX_LOOK_S)
         seen.at_s = current.elapsed_s
         claims = self._store.data.admission.claims(run, current.cohort)
         if not claims or not self._is_at_work(run, current):

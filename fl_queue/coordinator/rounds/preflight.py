@@ -32,14 +32,14 @@ from fl_queue.store.jobs.dispatch import JobTicket
 from fl_queue.store.transactions import runs as transactions
 
 #: Counted time for which the first round waits for sites without an answer: their workers may be busy.
-LONGEST_WAIT_S = 60.0
+MAX_WAIT_S = 60.0
 #: Attempts of a site's job, after which its death is the answer.
 ATTEMPTS = 3
 TIMEOUT_S = 600
 WAITING = "preflight: waiting until sites have reported if they can load their data"
 #: Pause before a site that cannot train is asked again; it doubles each time.
 FIRST_PAUSE_S = 60.0
-LONGEST_PAUSE_S = 3600.0
+MAX_PAUSE_S = 3600.0
 #: Field of the run's sites for the facts of the majority; not a valid client id.
 _REFERENCE = ":most"
 #: Key in Redis -> field of ``SiteReport``, where they differ.
@@ -77,11 +77,11 @@ class SiteReport:
     @property
     def pause_s(self) -> float:
         """Seconds until the site is asked again."""
-        return min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2.0 ** max(0, min(self.tries, 16) - 1))
+        return min(MAX_PAUSE_S, FIRST_PAUSE_S * 2.0 ** max(0, min(self.tries, 16) - 1))
 
 
 @dataclass(frozen=True)
-class Admitted:
+class EligibleClients:
     """
     The clients that may be selected.
 
@@ -106,7 +106,7 @@ def admit(
     config: RunConfig,
     alive: Sequence[str],
     purpose: Purpose = Purpose.train,
-) -> Admitted:
+) -> EligibleClients:
     """
     Ask the sites that were not asked yet, compare the answers, and decide which may train.
 
@@ -131,10 +131,10 @@ def admit(
     }
     if is_compared(config):
         found = _compared(store, state, config, asked, sites, facts, reference, purpose)
-    elif purpose == Purpose.train and len(facts) < len(asked) and state.waited_s < LONGEST_WAIT_S:
-        found = Admitted([], problem=WAITING)
+    elif purpose == Purpose.train and len(facts) < len(asked) and state.waited_s < MAX_WAIT_S:
+        found = EligibleClients([], problem=WAITING)
     else:
-        found = Admitted(asked)
+        found = EligibleClients(asked)
     out = dict(sorted({**found.out, **unable}.items()))
     return replace(found, out=out, unable=sorted(unable))
 
@@ -148,32 +148,32 @@ def _compared(
     facts: Mapping[str, site_facts.Facts],
     reference: SiteReport | None,
     purpose: Purpose,
-) -> Admitted:
+) -> EligibleClients:
     """The clients that may train, where sites may differ."""
     mode = config.run.preflight
     if reference is None and purpose == Purpose.evaluate:
-        return Admitted(list(asked))  # They have trained, and were compared before that.
+        return EligibleClients(list(asked))  # They have trained, and were compared before that.
     if reference is None:
-        if len(facts) < len(asked) and state.waited_s < LONGEST_WAIT_S:
-            return Admitted([], problem=WAITING)
+        if len(facts) < len(asked) and state.waited_s < MAX_WAIT_S:
+            return EligibleClients([], problem=WAITING)
         split = site_facts.undecided(facts)
         if split and mode == "refuse":
-            return Admitted([], problem=_advice(split))
+            return EligibleClients([], problem=_advice(split))
         reference = SiteReport(
             start_of(state), facts=site_facts.agreed(facts, always=mode == "warn")
         )
         if facts and not _write(store, state, _REFERENCE, None, reference):
-            return Admitted(
+            return EligibleClients(
                 [], problem=WAITING
             )  # Another process wrote the reference first: read it at the next look.
     most = reference.facts or {}
     for client in facts:
         _name(store, state, client, sites[client], most, mode)
     if mode == "warn":
-        return Admitted(list(asked))
+        return EligibleClients(list(asked))
     fit = [client for client in asked if client in facts and site_facts.is_fit(facts[client], most)]
     out = {c: _why_out(facts.get(c), most) for c in asked if c not in fit}
-    return Admitted(fit, out, unanswered=[client for client in asked if client not in facts])
+    return EligibleClients(fit, out, unanswered=[client for client in asked if client not in facts])
 
 
 def is_asked(config: RunConfig) -> bool:
@@ -368,7 +368,7 @@ def _watch(store: Store) -> JobMonitor:
 def _answer_to(
     store: Store, state: RunState, client: str, ticket: JobTicket
 ) -> dict[str, str] | None:
-    text = store.control.clients.site_facts(client, state.run_id, 2 * site_facts.LONGEST_BYTES)
+    text = store.control.clients.site_facts(client, state.run_id, 2 * site_facts.MAX_BYTES)
     if text is None:
         return None
     try:

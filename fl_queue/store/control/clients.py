@@ -18,7 +18,7 @@ from fl_queue.store.control.server import MAX_FIELD_BYTES, ControlServer, text_o
 from fl_queue.store.control.workers import SCANNED
 
 #: Longest pause between two heartbeat records of the healer; longer: an outage, or a jump of the clock.
-LONGEST_SILENCE_S = 5.0
+MAX_SILENCE_S = 5.0
 #: Time in which every living client extends its lease after an outage.
 SETTLE_S = 5.0
 #: Lifetime of a site's facts; they are read within seconds.
@@ -96,7 +96,7 @@ class Clients:
         away = [client for client in asked if client not in ages]
         found = ask_many(self._redis, away, lambda pipe, who: pipe.hget(keyspace.client(who), LEFT))
         left = [who for who, text in zip(away, found, strict=True) if text == b"1"]
-        args: list[Any] = [LONGEST_SILENCE_S, SETTLE_S, dumps(ages), *left]
+        args: list[Any] = [MAX_SILENCE_S, SETTLE_S, dumps(ages), *left]
         self._heartbeats(keys=[keyspace.CLIENTS, keyspace.CLOCK], args=args)
 
     def _newcomers(self) -> set[str]:

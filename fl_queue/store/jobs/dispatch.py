@@ -30,8 +30,8 @@ from fl_queue.store import Replacement, Store, ask_many, batches, keyspace
 from fl_queue.store.jobs.rq_types import AGGREGATE, EVALUATE, RESULT_TTL_S, FLJob, queue
 
 #: Limits on text from a job's keys, in characters: any user of its queue may write there.
-_LONGEST_WORD = 128
-_LONGEST_REASON = 1000
+_MAX_WORD = 128
+_MAX_REASON = 1000
 
 
 class JobState(StrEnum):
@@ -269,9 +269,7 @@ def _last_line(newest: Sequence[Any]) -> str:
         text = zlib.decompressobj().decompress(base64.b64decode(packed), 1 << 20).decode()
     except (ValueError, zlib.error):
         return "no readable reason recorded"
-    return (
-        safe_json.printable(text.strip().rpartition("\n")[2][:_LONGEST_REASON]).strip().rstrip(";")
-    )
+    return safe_json.printable(text.strip().rpartition("\n")[2][:_MAX_REASON]).strip().rstrip(";")
 
 
 def job_state(store: Store, ticket: JobTicket) -> str:
@@ -363,7 +361,7 @@ def statuses(store: Store, tickets: Iterable[JobTicket]) -> dict[str, JobStatus]
 def _status_of(raw: Sequence[bytes | None]) -> JobStatus:
     return JobStatus(
         *(
-            safe_json.printable(value[:_LONGEST_WORD].decode(errors="replace")) if value else ""
+            safe_json.printable(value[:_MAX_WORD].decode(errors="replace")) if value else ""
             for value in raw
         )
     )

@@ -80,8 +80,8 @@ _REFUSED = (
     "group_id",
 )
 #: What is packed in ``data``: function, run id and number, as JSON.
-_LONGEST_CALL = 2048
-_LONGEST_TIMEOUT_S = 2**31 - 1
+_MAX_CALL = 2048
+_MAX_TIMEOUT_S = 2**31 - 1
 _LARGEST_NUMBER = 2**32 - 1
 
 
@@ -171,11 +171,11 @@ class FLJob(Job):
         inflate = zlib.decompressobj()
         try:
             # No more than that: a kilobyte can stand for a megabyte, and ten for a gigabyte.
-            data = inflate.decompress(packed, _LONGEST_CALL)
+            data = inflate.decompress(packed, _MAX_CALL)
         except zlib.error as exc:
             raise self.refused("data is not compressed") from exc
         if not inflate.eof:
-            raise self.refused(f"data is cut off, or more than {_LONGEST_CALL} bytes")
+            raise self.refused(f"data is cut off, or more than {_MAX_CALL} bytes")
         return data
 
     def _check_call(self) -> None:
@@ -250,7 +250,7 @@ class FLJob(Job):
 
 def _seconds(text: str) -> int:
     seconds = int(text)
-    if seconds != -1 and not 1 <= seconds <= _LONGEST_TIMEOUT_S:
+    if seconds != -1 and not 1 <= seconds <= _MAX_TIMEOUT_S:
         raise ValueError(text)
     return seconds
 

@@ -40,7 +40,7 @@ class Sites:
         fields = {"worker": f"{client}_{worker}"}
         assert self.store.control.leases.hold(keyspace.client_holder(client), "token", 60, fields)
 
-    def admit(self, *alive: str) -> preflight.Admitted:
+    def admit(self, *alive: str) -> preflight.EligibleClients:
         return preflight.admit(self.store, self.state, self.config, sorted(alive))
 
     def ticket(self, client: str) -> JobTicket:
@@ -55,7 +55,7 @@ class Sites:
 
     def wait(self) -> None:
         """As if the run had waited for as long as it does."""
-        longest = str(preflight.LONGEST_WAIT_S)
+        longest = str(preflight.MAX_WAIT_S)
         self.store.control.redis.hset(keyspace.run(self.run), "waited_s", longest)
 
     def named(self) -> dict[str, str]:
