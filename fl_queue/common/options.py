@@ -32,6 +32,8 @@ class Option:
         above: Exclusive lower bound.
         choices: The only values allowed.
         check: Extra check; returns what is wrong, or None.
+        newer: It is recorded with a run only where it differs from its default: a worker of an older release
+            refuses an option that it does not know, and configs without it keep their digests.
     """
 
     kind: str
@@ -42,6 +44,7 @@ class Option:
     above: float | None = None
     choices: tuple[str, ...] = ()
     check: Check | None = None
+    newer: bool = False
 
     def parse(self, name: str, value: Any) -> Any:
         """

@@ -15,7 +15,7 @@ from fl_queue.common.options import as_plain, unknown_key
 from fl_queue.config import consistency
 from fl_queue.config.schema import SECTIONS, TABLES
 from fl_queue.config.settings import RunSettings
-from fl_queue.config.task_catalog import task_options
+from fl_queue.config.task_catalog import recorded_options, task_options
 from fl_queue.errors import ConfigError
 from fl_queue.protocol.records import digest_of
 from fl_queue.strategies.registry import strategy_options
@@ -56,6 +56,7 @@ class RunConfig(RunSettings):
     def record(self) -> dict[str, dict[str, Any]]:
         """Fields that are recorded with the run: without those of the machine, and new ones at their defaults."""
         plain = self.to_dict()
+        plain["task"] = as_plain(recorded_options(self.run.task, self.task))
         for name, kind in SECTIONS.items():
             for key, use in kind.uses().items():
                 default = as_plain(kind.options()[key].default)

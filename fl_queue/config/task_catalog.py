@@ -44,6 +44,20 @@ class TaskEntry:
     parameters: int = 0
 
 
+def _range_problem(values: tuple[float, ...]) -> str | None:
+    if not values or (len(values) == 2 and values[0] != values[1]):
+        return None
+    return "is not two different numbers: the value of black, and that of white"
+
+
+def _colour_problem(values: tuple[int, ...]) -> str | None:
+    return (
+        None
+        if len(values) in (1, 3)
+        else "is neither one number (grey) nor three (red, green, blue)"
+    )
+
+
 _MODELS = (
     "resnet18",
     "resnet34",
@@ -98,6 +112,37 @@ TASKS: dict[str, TaskEntry] = {
                 "int", 64, "side of the square the images are resized to, pixels", low=8, high=1024
             ),
             "channels": Option("int", 3, "1 grey, 3 colour", low=1, high=3),
+            "bits": Option(
+                "int",
+                0,
+                "bits of grey images that are stored in 16, such as 12; 0: as each file has it",
+                low=0,
+                high=16,
+                newer=True,
+            ),
+            "range": Option(
+                "floats",
+                (),
+                "values of black and white in images of 32 bits or floating-point numbers; empty: such images are refused unless they are in [0, 1]",
+                check=_range_problem,
+                newer=True,
+            ),
+            "background": Option(
+                "ints",
+                (0,),
+                "behind transparent pixels: grey, or red, green, blue, each 0 to 255",
+                low=0,
+                high=255,
+                check=_colour_problem,
+                newer=True,
+            ),
+            "frame": Option(
+                "int",
+                -1,
+                "frame of a file that has several, from 0; -1: such a file is refused",
+                low=-1,
+                newer=True,
+            ),
         },
         skews=True,
         decides="classes",
@@ -198,6 +243,16 @@ def task_options(task: str, given: dict[str, Any]) -> dict[str, Any]:
     return {
         key: field.parse(f"task.{key}", given[key]) if key in given else field.default
         for key, field in entry.options.items()
+    }
+
+
+def recorded_options(task: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The ``[task]`` table as it is recorded with a run: without newer options at their defaults."""
+    known = TASKS[task].options if task in TASKS else {}
+    return {
+        key: value
+        for key, value in options.items()
+        if not (key in known and known[key].newer and value == known[key].default)
     }
 
 

@@ -18,7 +18,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 from torchvision.models import get_model
@@ -30,11 +29,10 @@ from fl_queue.protocol.model_usage import ModelUsage
 from fl_queue.tasks.base import ClientData, Task
 from fl_queue.tasks.context import ClientContext
 from fl_queue.tasks.feature_skew import Skew
+from fl_queue.tasks.images.decoding import decode
+from fl_queue.tasks.images.pillow_files import SUFFIXES
+from fl_queue.tasks.images.settings import ImageSettings
 
-_SUFFIXES = frozenset(
-    {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
-)
-_MODES = {1: "L", 3: "RGB"}
 _log = logging.getLogger(__name__)
 
 Item = tuple[Path, int]
@@ -46,8 +44,7 @@ class ImageFiles(Dataset[tuple[Tensor, int]]):
 
     Args:
         items: Files with their class index.
-        side: Side of the square they are resized to, pixels.
-        channels: 1 grey, 3 colour.
+        settings: How they are decoded.
         skew: Artificial difference of the client's images; None: none.
         samples: (N,) index of each file in the data set; needed for a skew.
     """
@@ -55,23 +52,21 @@ class ImageFiles(Dataset[tuple[Tensor, int]]):
     def __init__(
         self,
         items: list[Item],
-        side: int,
-        channels: int,
+        settings: ImageSettings,
         skew: Skew | None = None,
         samples: Sequence[int] = (),
     ) -> None:
         self.skew = skew
         self.samples = samples
         self.items = items
-        self.side = side
-        self.channels = channels
+        self.settings = settings
 
     def __len__(self) -> int:
         return len(self.items)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         path, label = self.items[index]
-        image = _read_image(path, self.side, self.channels)
+        image = decode(path, self.settings)
         if self.skew is not None:
             image = self.skew.apply(image.unsqueeze(0), [self.samples[index]])[0]
         return image, label
@@ -158,7 +153,8 @@ class ImageFolderTask(Task):
     def _dataset(
         self, items: list[Item], skew: Skew | None = None, samples: Sequence[int] = ()
     ) -> ImageFiles:
-        return ImageFiles(items, self.options["image_size"], self._channels(), skew, samples)
+        self._channels()
+        return ImageFiles(items, ImageSettings.of(self.options), skew, samples)
 
     def _owners(self, folder: Path, items: list[Item]) -> list[str]:
         """Owner of each image: the first folder below its class."""
@@ -177,7 +173,7 @@ class ImageFolderTask(Task):
 
     def _channels(self) -> int:
         channels: int = self.options["channels"]
-        if channels not in _MODES:
+        if channels not in (1, 3):
             raise ConfigError(
                 "task.channels", f"{channels} is neither 1 (grey) nor 3 (colour)", public=True
             )
@@ -260,15 +256,15 @@ def _images(data_dir: str, folder: Path) -> tuple[list[Path], Counter[str]]:
     # A site without images of a class has no such folder.
     files, links = data_folder.files_below(folder)
     visible = [path for path in files if _is_visible(path)]
-    images = [path for path in visible if path.suffix.lower() in _SUFFIXES]
-    others = Counter(_kind(path) for path in visible if path.suffix.lower() not in _SUFFIXES)
+    images = [path for path in visible if path.suffix.lower() in SUFFIXES]
+    others = Counter(_kind(path) for path in visible if path.suffix.lower() not in SUFFIXES)
     if links:
         others["links to folders (put the images themselves here)"] = len(links)
     if others and not images:
         found = ", ".join(f"{count} {kind}" for kind, count in sorted(others.items()))
         raise DataError(
             str(folder),
-            f"has no image, and {found}; images are {', '.join(sorted(_SUFFIXES))}",
+            f"has no image, and {found}; images are {', '.join(sorted(SUFFIXES))}",
             public="a class folder has files or links, and no image in it",
         )
     # To resolve every path of a large folder would take longer than to list it.
@@ -285,69 +281,6 @@ def _kind(path: Path) -> str:
 def _is_visible(path: Path) -> bool:
     # Desktops and notebooks make hidden files and folders (.ipynb_checkpoints, ._image.jpg).
     return not path.name.startswith(".")
-
-
-def _read_image(path: Path, side: int, channels: int) -> Tensor:
-    """Read pixels (channels, side, side), float32 in [0, 1]."""
-    try:
-        with Image.open(path) as image:
-            _check_single(path, image)
-            upright = ImageOps.exif_transpose(image)
-            if upright.mode == "F" or upright.mode.startswith("I"):
-                return _deep(path, upright, side).expand(channels, side, side).clone()
-            opaque = _opaque(upright)
-            small = opaque.convert(_MODES[channels]).resize((side, side), Image.Resampling.BILINEAR)
-    # Pillow's decoders raise all of these on damaged files.
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as exc:
-        raise DataError(
-            str(path),
-            f"is not a readable image ({exc}); repair or remove it",
-            public="an image is not readable; repair or remove it",
-        ) from exc
-    pixels = np.asarray(small, dtype=np.uint8).reshape(side, side, channels)
-    return torch.from_numpy(pixels.transpose(2, 0, 1).copy()).to(torch.float32) / 255
-
-
-def _check_single(path: Path, image: Image.Image) -> None:
-    """Raise DataError for a stack or a film, as only its first picture would be read."""
-    # A JPEG with a preview or a second view (MPO) begins with the main picture.
-    if image.format != "MPO" and getattr(image, "is_animated", False):
-        raise DataError(
-            str(path),
-            f"holds {getattr(image, 'n_frames', 'several')} pictures; write each into a file of its own",
-            public="an image file holds several pictures; write each into a file of its own",
-        )
-
-
-def _opaque(image: Image.Image) -> Image.Image:
-    """Put a transparent image on black: hidden pixels are not data."""
-    if image.mode not in ("RGBA", "LA", "PA") and "transparency" not in image.info:
-        return image
-    layered = image.convert("RGBA")
-    return Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), layered)
-
-
-def _deep(path: Path, image: Image.Image, side: int) -> Tensor:
-    """
-    Resize a grey image of 16 bits or floats: (1, side, side), float32 in [0, 1].
-
-    16 bits are divided by 65,535; floating-point numbers must be in [0, 1] already.
-
-    Raises:
-        DataError: A pixel is out of range, so the value of white is unknown.
-    """
-    numbers = np.asarray(image).astype(np.float64)
-    largest = 1.0 if image.mode == "F" else 65535.0
-    if not ((numbers >= 0) & (numbers <= largest)).all():
-        raise DataError(
-            str(path),
-            f"has pixels that are not in 0 to {largest:g} (mode {image.mode}); convert it to 8 or 16 bits, "
-            "or to floating-point numbers in [0, 1]",
-            public="an image has values of no known range; convert it to 8 or 16 bits, or to [0, 1]",
-        )
-    scaled = Image.fromarray((numbers / largest).astype(np.float32), mode="F")
-    small = np.asarray(scaled.resize((side, side), Image.Resampling.BILINEAR), dtype=np.float32)
-    return torch.from_numpy(small.copy())[None].clamp(0, 1)
 
 
 def _replace_first_convolution(model: nn.Module, channels: int) -> None:

@@ -22,7 +22,8 @@ from fl_queue.errors import ConfigError, DataError
 from fl_queue.protocol.manifest import Manifest
 from fl_queue.tasks import calls
 from fl_queue.tasks.context import ClientContext
-from fl_queue.tasks.image_folder import _read_image
+from fl_queue.tasks.images.decoding import decode
+from fl_queue.tasks.images.settings import ImageSettings
 from fl_queue.tasks.loading import load_task
 from fl_queue.training import sgd
 from fl_queue.training.mixed_precision import Precision
@@ -100,7 +101,7 @@ def test_sixteen_bits_are_a_scale_from_black_to_white(
 ) -> None:
     ramp = np.linspace(0, 65535, 64 * 64).astype(np.uint16).reshape(64, 64)
     path = _image(tmp_path, Image.fromarray(ramp), suffix)
-    pixels = _read_image(path, 64, channels)
+    pixels = decode(path, ImageSettings(channels, 64))
     assert pixels.shape == (channels, 64, 64)
     assert pixels.dtype == torch.float32
     for channel in pixels:
@@ -110,11 +111,11 @@ def test_sixteen_bits_are_a_scale_from_black_to_white(
 def test_floating_point_images_hold_their_values_or_are_refused(tmp_path: Path) -> None:
     ramp = np.linspace(0, 1, 64).astype(np.float32).reshape(8, 8)
     good = _image(tmp_path, Image.fromarray(ramp), ".tif")
-    np.testing.assert_allclose(_read_image(good, 8, 1)[0].numpy(), ramp, atol=1e-6)
+    np.testing.assert_allclose(decode(good, ImageSettings(1, 8))[0].numpy(), ramp, atol=1e-6)
     for bad in (ramp * 1000, ramp - 0.5, ramp * np.nan):
         path = _image(tmp_path, Image.fromarray(bad), ".tif")
         with pytest.raises(DataError, match=r"image\.tif.*not in 0 to 1"):
-            _read_image(path, 8, 1)
+            decode(path, ImageSettings(1, 8))
 
 
 def test_an_image_is_rotated_by_its_exif_orientation(tmp_path: Path) -> None:
@@ -123,14 +124,14 @@ def test_an_image_is_rotated_by_its_exif_orientation(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # Shown turned by 90 degrees: white above.
     path = _image(tmp_path, Image.fromarray(halves), ".png", exif=exif)
-    pixels = _read_image(path, 16, 1)[0]
+    pixels = decode(path, ImageSettings(1, 16))[0]
     assert (pixels[:8].min(), pixels[8:].max()) == (1.0, 0.0)
 
 
 def test_what_is_transparent_is_black(tmp_path: Path) -> None:
     layered = np.full((8, 8, 4), 200, np.uint8)
     layered[:4, :, 3], layered[4:, :, 3] = 0, 255
-    pixels = _read_image(_image(tmp_path, Image.fromarray(layered), ".png"), 8, 3)
+    pixels = decode(_image(tmp_path, Image.fromarray(layered), ".png"), ImageSettings(3, 8))
     assert pixels[:, :4].max() == 0
     assert torch.all(pixels[:, 5:] == 200 / 255)
 

@@ -1,0 +1,34 @@
+"""One image file as the model has it, whatever its format."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import Tensor
+
+from fl_queue.tasks.images import pillow_files
+from fl_queue.tasks.images.picture import Picture
+from fl_queue.tasks.images.settings import ImageSettings, UnusableImage
+
+
+def decode(path: Path, settings: ImageSettings) -> Tensor:
+    """
+    Pixels of a file: (channels, height, width), float32 in [0, 1]. docs/reference/tasks.md has the rules.
+
+    Raises:
+        DataError: It is damaged or no image, or no rule says what its values mean.
+    """
+    try:
+        return read(path, settings).tensor(settings)
+    except UnusableImage as exc:
+        raise exc.of_file(str(path)) from exc
+
+
+def read(path: Path, settings: ImageSettings) -> Picture:
+    """
+    A file's picture, before it is resized.
+
+    Raises:
+        UnusableImage: As of ``decode``.
+    """
+    return pillow_files.read(path, settings)
