@@ -39,6 +39,8 @@ def status(deployment: Deployment, run: str | None, as_json: bool) -> None:
             for line in (*entry.waiting_for, *entry.floods, *entry.notices):
                 print_line(f"  {line}")
             print_line(f"  config {entry.config_digest}")
+            if entry.initial is not None:
+                print_line(f"  {entry.initial}")
     if found and not run and any(entry.state == RunPhase.training for entry in found):
         for line in diagnosis.DiagnosisContext.look(store).lines:
             print_line(line)

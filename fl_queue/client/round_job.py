@@ -400,15 +400,15 @@ def make_evaluation(job: ClientJob) -> ClientResponse:
 
 def make_initial(job: ClientJob) -> ClientResponse:
     """
-    Version 0: built by the task from the run's seed, or the run's initial model.
+    Version 0: built by the task from the run's seed, with the run's initial model over it.
 
     Raises:
-        ModelMismatch: The initial model has other tensors than the task's model; names one.
+        ModelMismatch: The initial model does not fit the task's model; names a tensor.
     """
     task = job.task()
     manifest, arrays = local_update.initial_model(task, job.config.run.seed)
     if job.state.initial:
-        arrays = initial_arrays(job.store, job.run, job.state.initial, manifest)
+        arrays = initial_arrays(job.store, job.run, job.state.initial, manifest, arrays)
     environment = Compute(job.site.device, job.site.threads).environment(code_digest(task))
     header = update_message.initial_header(job.header("model"), manifest, environment)
     return ClientResponse(

@@ -29,6 +29,7 @@ def check(settings: RunSettings) -> None:
         _check_simulated_quorum(settings)
     check_data(settings.data, settings.run.task, settings.task, settings.clients.count)
     _check_strategy(settings)
+    _check_beginning(settings)
     _check_mode(settings)
     if not settings.is_simulation:
         _check_named_clients(settings)
@@ -123,6 +124,16 @@ def _check_strategy(settings: RunSettings) -> None:
     problem = too_few_updates(name, strategy, smallest) if smallest else ""
     if problem:
         raise ConfigError("round.quorum", problem)
+
+
+def _check_beginning(settings: RunSettings) -> None:
+    """Refuse settings of ``model.initial`` that would have no effect."""
+    model = settings.model
+    if model.initial_fresh and model.initial_mode != "partial":
+        raise ConfigError(
+            "model.initial_fresh",
+            "an exact start loads every tensor; set model.initial_mode to partial, or leave it empty",
+        )
 
 
 def _check_codec(settings: RunSettings, strategy: Strategy) -> None:

@@ -7,6 +7,7 @@ Every field of a config, declared once: its section, type, default, limits and m
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -21,6 +22,7 @@ from fl_queue.strategies import STRATEGIES
 _SELECT = re.compile(r"[a-z_0-9]+:(max|min)")
 #: A client id (``identifiers.is_name``) with the wildcards of a shell.
 _CLIENTS = re.compile(r"[A-Za-z0-9\-*?!\[\]]{1,200}")
+_ARROW = "->"
 _STOP = re.compile(r"([a-z_0-9]+)\s*(>=|<=|>|<)\s*([0-9.eE+-]+)")
 
 
@@ -45,6 +47,19 @@ def _clients_problem(patterns: tuple[str, ...]) -> str | None:
         if not _CLIENTS.fullmatch(pattern):
             return f"{pattern!r} is neither a client id nor a pattern of one, such as hospital-*"
     return None
+
+
+def _prefixes_problem(pairs: tuple[str, ...]) -> str | None:
+    for pair in pairs:
+        if _ARROW not in pair:
+            return f"{pair!r} is not `prefix in the file -> prefix in the model`, such as `module. -> `"
+    return None
+
+
+def prefixes(pairs: Sequence[str]) -> list[tuple[str, str]]:
+    """The prefixes of ``model.initial_map``: in the file, in the model. Args: ``pairs``: as in the config."""
+    found = (pair.partition(_ARROW) for pair in pairs)
+    return [(old.strip(), new.strip()) for old, _, new in found]
 
 
 def _stop_problem(text: str) -> str | None:
@@ -299,7 +314,25 @@ class ModelSection(Section):
         "parameters of models on their way to clients: float32 exact, bfloat16 half the bytes",
     )
     initial: str = option(
-        "", "safetensors file to start from; empty: initialised from the seed", use=LOCAL
+        "",
+        "safetensors or torch file to start from; empty: initialised from the seed",
+        use=LOCAL,
+    )
+    initial_mode: Literal["exact", "partial"] = option(
+        "exact",
+        "exact: the file has every tensor of the model and no other; partial: those with a name of the model's are loaded",
+        use=LOCAL,
+    )
+    initial_fresh: tuple[str, ...] = option(
+        (),
+        'partial: tensors that stay as the task builds them, patterns such as ["fc.*"], even where the file has them',
+        use=LOCAL,
+    )
+    initial_map: tuple[str, ...] = option(
+        (),
+        'prefixes of names in the file and in the model, such as ["module. -> ", "encoder. -> backbone."]; the first that fits counts',
+        check=_prefixes_problem,
+        use=LOCAL,
     )
     max_bytes: int = option(
         16 * 1024**3,

@@ -21,7 +21,7 @@ from fl_queue.common import seeding
 from fl_queue.config.run_config import RunConfig
 from fl_queue.config.task_catalog import own_code
 from fl_queue.errors import ConfigError, DataError
-from fl_queue.models import checkpoint, initial
+from fl_queue.models import initial
 from fl_queue.protocol import tensor_layout, virtual_clients
 from fl_queue.reporting.baselines import CENTRALISED, LOCAL, Baseline, BaselineModel
 from fl_queue.tasks import calls
@@ -113,8 +113,7 @@ class _BaselineTrainer:
         # Building the next model may overwrite what these are views of.
         self.base = {tensor: array.copy() for tensor, array in self.base.items()}
         if config.model.initial:
-            found = checkpoint.read_tensors(Path(config.model.initial))
-            self.base = initial.fitted(found, self.manifest, config.model.initial)
+            self.base = initial.from_file(config.model, self.manifest, self.base)
         self.test = None
         if config.run.evaluate_every:
             self.test = self._test_data(place.test or first)

@@ -68,7 +68,8 @@ def begin(store: Store, name: str, config: RunConfig, count: int | None = None) 
     initial = None
     if config.model.initial:
         with store.with_timeouts(UPLOADS) as slow:
-            initial = publish_initial(slow, Path(config.model.initial), config.redis.chunk_bytes)
+            path, model = Path(config.model.initial), config.model
+            initial = publish_initial(slow, path, config.redis.chunk_bytes, model)
     return runs.start_run(store, name, config, count or config.run.rounds, initial).run_id
 
 

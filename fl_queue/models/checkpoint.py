@@ -21,13 +21,13 @@ from pathlib import Path
 from typing import Any
 
 from blake3 import blake3
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from fl_queue.common import files
 from fl_queue.common.paths import below
 from fl_queue.common.safe_json import dumps
-from fl_queue.errors import CheckpointError, DataError, MessageError
+from fl_queue.errors import CheckpointError, MessageError
 from fl_queue.protocol import identifiers, tensor_layout
 from fl_queue.protocol.manifest import Manifest
 from fl_queue.protocol.tensor_layout import Bytes, Tensor
@@ -276,30 +276,6 @@ def read(folder: Path, digest: str, manifest: Manifest) -> bytearray:
         CheckpointError: It is missing, damaged, or of another manifest.
     """
     return bytearray(open_body(folder, digest, manifest).view)
-
-
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """
-    The tensors of any safetensors file, with the dtypes it has; for ``model.initial``.
-
-    Raises:
-        DataError: Names the file and what is wrong with it.
-    """
-    try:
-        with safe_open(path, framework="np") as file:
-            found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except FileNotFoundError as exc:
-        raise DataError(str(path), "no such file") from exc
-    except TypeError as exc:  # numpy has no such dtype, as bfloat16
-        raise DataError(str(path), f"{exc}; convert its tensors to float32") from exc
-    except (OSError, SafetensorError) as exc:
-        raise DataError(str(path), f"is not a readable safetensors file: {exc}") from exc
-    for name, array in found.items():
-        # An imported package may have added bfloat16 to numpy.
-        if array.dtype.kind not in "fiub":
-            reason = f"tensor {name!r} has dtype {array.dtype}; convert its tensors to float32"
-            raise DataError(str(path), reason)
-    return found
 
 
 def named_tensors(body: Bytes, manifest: Manifest) -> dict[str, Tensor]:

@@ -19,7 +19,7 @@ from fl_queue.common import escaping, files, safe_json
 from fl_queue.config import rendering
 from fl_queue.config.run_config import RunConfig
 from fl_queue.errors import DataError
-from fl_queue.models import selection
+from fl_queue.models import initial, selection
 from fl_queue.protocol.identifiers import VIRTUAL
 from fl_queue.protocol.manifest import Manifest
 from fl_queue.protocol.model_usage import ModelUsage
@@ -300,6 +300,7 @@ def _training(facts: CardData) -> str:
         ["numbers in buffers", f"{_elements(facts, 'float_buffer', 'integer_buffer'):,}"],
         ["run", facts.state.run_id],
         ["digest, BLAKE3 of the tensors", facts.digest],
+        *_beginning(facts),
     ]
     return "\n".join(
         [
@@ -314,6 +315,22 @@ def _training(facts: CardData) -> str:
             "</details>",
         ]
     )
+
+
+def _beginning(facts: CardData) -> list[list[str]]:
+    """Rows of the file that the run began with."""
+    found = initial.beginning(facts.state.initial, facts.manifest)
+    if found is None:
+        return []
+    rows = [["begun from, BLAKE3 of the file", f"{found.file} {found.source}"]]
+    for part, names in (
+        ("loaded", found.loaded),
+        ("fresh", found.fresh),
+        ("ignored", found.ignored),
+    ):
+        listed = f": {', '.join(names[:LISTED])}{', ...' if len(names) > LISTED else ''}"
+        rows.append([f"tensors {part}", f"{len(names)}{listed if names else ''}"])
+    return rows
 
 
 def _public(config: RunConfig) -> dict[str, dict[str, Any]]:

@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 from fl_queue.common.spelling import nearest
 from fl_queue.coordinator.rounds import runs
 from fl_queue.errors import MessageError, RunStateError
+from fl_queue.models import initial
+from fl_queue.models.initial import Beginning
 from fl_queue.protocol.records import AwaitedUpdate, Enrolment, Receipt, Verdict
 from fl_queue.reporting import diagnosis, rounds_table
 from fl_queue.reporting.diagnosis import DiagnosisContext
@@ -42,6 +44,7 @@ class RunStatus:
         config_digest: Of the newest config, which sites may pin, as Redis has it.
         enrolments: Enrolments that were changed in Redis, a line each.
         notices: Whose weights the newest round has capped, and who had lost its state, a line each.
+        initial: The file it began with, and the tensors that were loaded; None: it began from its seed.
     """
 
     name: str
@@ -59,6 +62,7 @@ class RunStatus:
     config_digest: str
     enrolments: list[str] = field(default_factory=list)
     notices: list[str] = field(default_factory=list)
+    initial: Beginning | None = None
 
 
 @dataclass(frozen=True)
@@ -114,6 +118,7 @@ def run_status(store: Store, state: RunState, around: DiagnosisContext | None = 
         config_digest=state.config_digest,
         enrolments=around.enrolments,
         notices=diagnosis.notices(store, state),
+        initial=initial.of_run(store, state),
     )
 
 

@@ -16,8 +16,8 @@ from fl_queue.coordinator.aggregator.taken_list import TakenList
 from fl_queue.coordinator.aggregator.version_builder import BuiltVersion, VersionBuilder
 from fl_queue.coordinator.rounds import lifecycle, statement_signing
 from fl_queue.coordinator.rounds.lifecycle import Ending
-from fl_queue.errors import OwnershipLost
-from fl_queue.models import retention, update_archive
+from fl_queue.errors import MessageError, OwnershipLost
+from fl_queue.models import initial, retention, update_archive
 from fl_queue.models.model_store import ModelStore
 from fl_queue.protocol import job_origins
 from fl_queue.protocol.records import Outcome, Purpose, Receipt, RoundRecord
@@ -124,6 +124,8 @@ class RoundCommit:
         )
         failpoints.failpoint("checkpoint.written")
         self._lease.check()
+        if is_first:
+            ending = self._with_beginning(ending, built)
         whole = replace(
             record,
             version=built.version,
@@ -154,6 +156,15 @@ class RoundCommit:
                 version=version,
             )
         )
+
+    def _with_beginning(self, ending: Ending, built: BuiltVersion) -> Ending:
+        """Add to the end of the first round which of its tensors came from ``model.initial``."""
+        state = self._current.run_state()
+        try:
+            found = initial.beginning(state.initial, built.manifest)
+        except MessageError:
+            return ending
+        return ending if found is None else replace(ending, reason=f"{ending.reason}, {found}")
 
     def _build(
         self,

@@ -8,13 +8,13 @@ from collections.abc import Iterator
 
 import pytest
 from rich.console import Console
+from safetensors.numpy import load_file
 
 from fl_queue.config import loading
 from fl_queue.coordinator.operations import verification
 from fl_queue.coordinator.rounds import runs
 from fl_queue.errors import ConfigError
 from fl_queue.models import selection
-from fl_queue.models.checkpoint import read_tensors
 from fl_queue.protocol.records import RoundRecord
 from fl_queue.reporting import comparison, curves, model_export, rounds_table
 from fl_queue.store import Store, keyspace
@@ -123,7 +123,7 @@ def private_of(both: Federation, run: str, client: str) -> dict[str, bytes]:
     (path,) = (both.redis.state_dir / f"client-state/{run}/{client}").rglob(
         f"{states(both, run)[client]}.safetensors"
     )
-    return {name: array.tobytes() for name, array in read_tensors(path).items()}
+    return {name: array.tobytes() for name, array in load_file(path).items()}
 
 
 def what_was_made(records: list[RoundRecord]) -> list[object]:
@@ -153,7 +153,7 @@ def test_batch_norm_stays_with_the_client_that_has_it(both: Federation, calm: st
     # And every version has those of version 0.
     versions = both.store.control.versions.all(calm)
     folder = both.redis.state_dir / "checkpoints" / calm
-    ends = [read_tensors(folder / f"{versions[number]['digest']}.safetensors") for number in (0, 2)]
+    ends = [load_file(folder / f"{versions[number]['digest']}.safetensors") for number in (0, 2)]
     for name in ends[0]:
         same = ends[0][name].tobytes() == ends[1][name].tobytes()
         assert same == (name in BATCH_NORM), name
@@ -226,10 +226,10 @@ def test_adapters_are_trained_and_nothing_of_their_frozen_base_is_sent(both: Fed
     path = both.folder / "lora.safetensors"
     folder = both.redis.state_dir / "checkpoints" / run
     versions = store.control.versions.all(run)
-    first = read_tensors(folder / f"{versions[0]['digest']}.safetensors")
+    first = load_file(folder / f"{versions[0]['digest']}.safetensors")
     request = model_export.ExportRequest(path, version=2)
     model_export.export_version(store, state, both.redis.state_dir, request)
-    last = read_tensors(path)
+    last = load_file(path)
     assert first.keys() == last.keys()
     changed = {name for name in first if first[name].tobytes() != last[name].tobytes()}
     assert changed == {f"{x}.{y}" for x in layers for y in "ab"}

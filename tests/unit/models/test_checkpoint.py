@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import resource
 import stat
@@ -15,8 +14,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from fl_queue.errors import CheckpointError, DataError, MessageError, ModelMismatch
-from fl_queue.models import checkpoint, initial
+from fl_queue.errors import CheckpointError, MessageError
+from fl_queue.models import checkpoint
 from fl_queue.protocol import tensor_layout
 from fl_queue.protocol.manifest import Manifest, TensorSpec
 
@@ -220,61 +219,6 @@ def test_prune_sweeps_what_killed_writers_left_and_spares_a_living_one(tmp_path:
         os.utime(left, (time.time() - age_s,) * 2)
     checkpoint.prune(tmp_path, set())
     assert [file.name for file in tmp_path.iterdir()] == [".writing-living"]
-
-
-def test_read_tensors_gives_names_shapes_and_dtypes_as_they_are(tmp_path: Path) -> None:
-    path = tmp_path / "initial.safetensors"
-    save_file(TENSORS | {"half": np.ones(2, np.float16)}, path)
-    found = checkpoint.read_tensors(path)
-    assert found["half"].dtype == np.float16
-    assert found["a.weight"].tobytes() == TENSORS["a.weight"].tobytes()
-    assert found["a.weight"].flags.writeable
-
-
-BFLOAT16 = b'{"w":{"dtype":"BF16","shape":[2],"data_offsets":[0,4]}}'
-
-
-@pytest.mark.parametrize(
-    ("content", "word"),
-    [
-        (None, "no such file"),
-        (b"", "not a readable safetensors file"),
-        (b"\x80\x04\x95 a pickle", "not a readable safetensors file"),
-        (len(BFLOAT16).to_bytes(8, "little") + BFLOAT16 + bytes(4), "float32"),
-    ],
-)
-def test_a_bad_initial_model_is_named(tmp_path: Path, content: bytes | None, word: str) -> None:
-    path = tmp_path / "initial.safetensors"
-    if content is not None:
-        path.write_bytes(content)
-    with pytest.raises(DataError) as caught:
-        checkpoint.read_tensors(path)
-    assert caught.value.path == str(path)
-    assert word in caught.value.reason
-
-
-def test_an_initial_model_that_is_not_finite_is_refused() -> None:
-    found = {"mask": np.array([-np.inf], np.float32), "w": np.array([1.0], np.float64)}
-    mask = TensorSpec("mask", (1,), "float_buffer")
-    manifest = Manifest((mask, TensorSpec("w", (1,), "parameter")))
-    initial.fitted(found, manifest, "a file")
-    for value in (np.inf, np.nan, 1e39):
-        with pytest.raises(ModelMismatch, match="tensor 'w' is not finite in float32"):
-            initial.fitted(found | {"w": np.array([value])}, manifest, "a file")
-
-
-def test_bfloat16_is_refused_also_where_numpy_knows_it(tmp_path: Path) -> None:
-    importlib.import_module("ml_dtypes")  # As the exporter to ONNX does.
-    path = tmp_path / "initial.safetensors"
-    path.write_bytes(len(BFLOAT16).to_bytes(8, "little") + BFLOAT16 + bytes(4))
-    with pytest.raises(DataError, match=r"'w'.*float32"):
-        checkpoint.read_tensors(path)
-
-
-def test_a_folder_is_no_initial_model(tmp_path: Path) -> None:
-    with pytest.raises(DataError) as caught:
-        checkpoint.read_tensors(tmp_path)
-    assert caught.value.path == str(tmp_path)
 
 
 def test_writing_makes_no_copy_of_the_model(tmp_path: Path) -> None:
