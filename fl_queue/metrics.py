@@ -9,6 +9,7 @@ sums and counts, and only a reader divides. Keys of a ``Sums`` mapping:
     logit_histograms    [[int], [int]]: of a binary task, samples of class 0 and of class 1 by
                         their log-odds of class 1, in the 1,000 bins that ``BIN_EDGES`` separate
     score_histograms    the same in 1,000 equal bins over the probability: what earlier versions sent
+    loss_items_sum      items that ``loss_sum`` is a sum over (tokens), if those are not the examples
     <name>_sum          a number; ``finish`` gives its mean as <name> (``loss_sum``: ``loss``), see
                         ``identifiers.is_metric``
     personal_<key>      the same of the model that is the client's own (``beside``)
@@ -41,6 +42,8 @@ SCORE_BINS = 1000
 BIN_EDGES = np.concatenate(
     [-np.geomspace(20_000, 20, 100)[:-1], np.linspace(-20, 20, 801), np.geomspace(20, 20_000, 100)[1:]]
 )  # fmt: skip
+#: Over how many items ``loss_sum`` is a sum, where those are not the examples: tokens, pixels.
+LOSS_ITEMS = "loss_items_sum"
 #: Names of the counts of clients and examples in merged sums.
 OVER = "over"
 #: What each kind of sum gives, but for those that end in ``_sum``.
@@ -213,8 +216,10 @@ def _finish(sums: Sums, over: Mapping[str, Sequence[int]]) -> dict[str, float]:
         if key in sums:
             finished |= _area_under_curve(*sums[key])
     for key in sums:
-        if key.endswith("_sum"):
+        if key.endswith("_sum") and key != LOSS_ITEMS:
             finished[key.removesuffix("_sum")] = float(sums[key]) / over.get(key, (0, examples))[1]
+    if sums.get(LOSS_ITEMS, 0) > 0 and "loss_sum" in sums:
+        finished["loss"] = float(sums["loss_sum"]) / float(sums[LOSS_ITEMS])
     return finished
 
 

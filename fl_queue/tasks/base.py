@@ -30,7 +30,7 @@ from fl_queue.protocol.records import Sums
 from fl_queue.tasks.context import ClientContext
 from fl_queue.tasks.feature_skew import Skew
 from fl_queue.training import sgd
-from fl_queue.training.data_loading import Collate
+from fl_queue.training.collation import Collate
 from fl_queue.training.sgd import Loss, Samples, SgdOptions
 
 #: Called after each epoch: its number from 1, how many there are, finished validation metrics

@@ -24,7 +24,7 @@ from fl_queue.config.run_config import RunConfig
 from fl_queue.errors import ConfigError
 from fl_queue.tasks.base import ClientData, Task, with_context
 from fl_queue.tasks.context import ClientContext
-from fl_queue.training.data_loading import Collate
+from fl_queue.training.collation import Collate
 from fl_queue.training.sgd import Loss, Samples, size_of
 
 #: The argument that is this machine's data folder; all others are options of ``[task]``.

@@ -8,11 +8,10 @@ the sample's index, and are afterwards as they were. Imports torch. No Redis her
 
 from __future__ import annotations
 
-import inspect
 import os
 import random
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -20,15 +19,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import nn
 from torch.utils.data import DataLoader, Dataset, default_collate, get_worker_info
 
 from fl_queue.common.processes import die_with_parent
 from fl_queue.common.seeding import seed_for
-from fl_queue.errors import DataError, FLQueueError
-
-#: Makes a batch of samples: pairs of what the model takes and the targets.
-Collate = Callable[[list[Any]], Any]
+from fl_queue.errors import FLQueueError
+from fl_queue.training.collation import Collate, ReadSamples, collated
 
 #: How torch's message begins when one of its processes has died.
 _LOST = "DataLoader worker (pid"
@@ -71,16 +67,22 @@ def seed_everything(seed: int, device: str = "cpu") -> None:
 
 
 def iterate_batches(
-    dataset: Dataset[Any], batches: Sequence[list[int]], reading: LoaderSettings
+    dataset: Dataset[Any],
+    batches: Sequence[list[int]],
+    reading: LoaderSettings,
+    *,
+    is_pinned: bool = False,
 ) -> Iterator[Any]:
     """
     The batches of a data set, collated as torch does unless ``reading`` has a function for it.
 
     Args:
         batches: Indices of each batch's samples.
+        is_pinned: Whether the tensors of a batch lie in memory from which a CUDA device copies by itself.
 
     Raises:
         FLQueueError: As a sample raised it, also in a process beside this one.
+        ConfigError: Samples do not make a batch; names one by its index.
     """
     # A process for a single batch would only be in its way.
     workers = min(reading.workers, len(batches)) if len(batches) > 1 else 0
@@ -88,7 +90,8 @@ def iterate_batches(
         _Seeded(dataset, reading),
         batch_sampler=batches,
         num_workers=workers,
-        collate_fn=partial(_collate, reading.collate or default_collate),
+        collate_fn=partial(_collate, reading.collate or default_collate, dataset),
+        pin_memory=is_pinned,
         # Data sets of a task need not be fit for pickle, and a fork begins at once.
         multiprocessing_context="fork" if workers else None,
         worker_init_fn=partial(_end_with, os.getpid()),
@@ -98,64 +101,28 @@ def iterate_batches(
         yield batch
 
 
-def _collate(collate: Collate, samples: list[Any] | FLQueueError) -> Any:
-    return samples if isinstance(samples, FLQueueError) else collate(samples)
+def _collate(collate: Collate, dataset: Dataset[Any], samples: ReadSamples | FLQueueError) -> Any:
+    if isinstance(samples, FLQueueError):
+        return samples
+    try:
+        return collated(collate, samples, dataset)
+    except FLQueueError as exc:
+        return _passed_on(exc)
 
 
-def pair(batch: Any) -> tuple[Any, Any]:
+def _passed_on(error: FLQueueError) -> FLQueueError:
     """
-    Inputs of the model in a batch, and its targets.
+    An error as the value that a process beside the training hands over.
 
-    The last thing is the target; several before it are the model's arguments, one after the other.
+    torch would make a RuntimeError of it, which is no lasting one and has no public text.
 
     Raises:
-        DataError: The batch is of another form.
+        FLQueueError: The same, where there is no such process.
     """
-    if not isinstance(batch, (tuple, list)) or len(batch) < 2:
-        raise DataError(
-            "training data",
-            f"a sample gives a {type(batch).__name__}, not (input, target); return such pairs, or give "
-            "the task a collate that makes (inputs, targets) of a list of samples",
-            public="its samples are not pairs (input, target), and the task has no collate that makes them",
-        )
-    *inputs, target = batch
-    return inputs[0] if len(inputs) == 1 else tuple(inputs), target
-
-
-def to_device(value: Any, device: str) -> Any:
-    """The same on a device: tensors in maps, lists and tuples, too; what has no ``to`` as it is."""
-    if callable(getattr(value, "to", None)):  # A tensor, a packed sequence, what a tokenizer gives.
-        return value.to(device)
-    if isinstance(value, Mapping):
-        return {key: to_device(one, device) for key, one in value.items()}
-    if isinstance(value, (list, tuple)):
-        return tuple(to_device(one, device) for one in value)
-    return value
-
-
-def call(model: nn.Module, inputs: Any) -> Any:
-    """
-    Outputs of a model for a batch's inputs.
-
-    Those in a map are arguments by name, and several others one after the other, where the model's
-    ``forward`` takes them so; else they are one argument.
-    """
-    if isinstance(inputs, Mapping) and _takes(model, (), inputs):
-        return model(**inputs)
-    if type(inputs) is tuple and _takes(model, inputs, {}):
-        return model(*inputs)
-    return model(inputs)
-
-
-def _takes(model: nn.Module, arguments: tuple[Any, ...], named: Mapping[str, Any]) -> bool:
-    try:
-        inspect.signature(model.forward).bind(*arguments, **named)
-    except (
-        TypeError,
-        ValueError,
-    ):  # Other arguments; or it has no signature, as what is written in C.
-        return False
-    return True
+    if get_worker_info() is None:
+        raise error
+    error.add_note(traceback.format_exc())
+    return error
 
 
 def is_dataloader_crash(error: Exception) -> bool:
@@ -174,16 +141,12 @@ class _Seeded(Dataset[Any]):
     def __init__(self, dataset: Dataset[Any], reading: LoaderSettings) -> None:
         self._dataset, self._reading = dataset, reading
 
-    def __getitems__(self, indices: list[int]) -> list[Any] | FLQueueError:
+    def __getitems__(self, indices: list[int]) -> ReadSamples | FLQueueError:
         try:
-            with _untouched_generators():
-                return [self._sample(index) for index in indices]
+            with untouched_generators():
+                return ReadSamples([self._sample(index) for index in indices], indices)
         except FLQueueError as exc:
-            if get_worker_info() is None:
-                raise
-            # torch would make a RuntimeError of it, which is no lasting one and has no public text.
-            exc.add_note(traceback.format_exc())
-            return exc
+            return _passed_on(exc)
 
     def _sample(self, index: int) -> Any:
         seed_everything(seed_for(self._reading.seed, "sample", self._reading.epoch, index))
@@ -191,7 +154,7 @@ class _Seeded(Dataset[Any]):
 
 
 @contextmanager
-def _untouched_generators() -> Iterator[None]:
+def untouched_generators() -> Iterator[None]:
     """Restore the generators of torch, numpy and Python at the end, so that later draws are unchanged."""
     kept = torch.get_rng_state(), np.random.get_state(), random.getstate()
     try:

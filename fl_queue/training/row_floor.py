@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from fl_queue.errors import ConfigError, UpdateWithheld
+from fl_queue.training.batches import leaves
 
 #: A row counts if its part is at least this fraction of the largest part.
 COUNTS = 1e-3
@@ -89,15 +90,24 @@ class Parts:
         self.is_known = True
 
     def watch(self, output: object, rows: Tensor) -> None:
-        """Record the gradient by an output (B, ...) of these rows (B,) when it is computed."""
-        fits = isinstance(output, Tensor) and output.ndim > 0 and len(output) == len(rows)
-        if not fits:
+        """
+        Record the gradients by the outputs of these rows (B,) when they are computed.
+
+        Args:
+            output: (B, ...), or several such in a mapping or tuple; a mean loss among them has no rows.
+        """
+        found = [one for one in leaves(output) if isinstance(one, Tensor) and one.requires_grad]
+        of_rows = [one for one in found if one.ndim > 0]
+        if not isinstance(output, Tensor) or output.ndim == 0:
+            self.is_known = self.is_known and bool(of_rows)
+        elif len(output) != len(rows):
+            self.is_known = False
+        if any(len(one) != len(rows) for one in of_rows):
             self.is_known = False
             return
-        assert isinstance(output, Tensor)
-        if output.requires_grad:
+        for one in of_rows:
             # A hook's result would take the gradient's place, so it has none. Untyped in torch's stub.
-            output.register_hook(lambda gradient: self._note(gradient, rows))  # type: ignore[no-untyped-call]
+            one.register_hook(lambda gradient: self._note(gradient, rows))  # type: ignore[no-untyped-call]
 
     def _note(self, gradient: Tensor, rows: Tensor) -> None:
         norms = torch.linalg.vector_norm(gradient.reshape(len(rows), -1), dim=1)

@@ -1,74 +1,52 @@
 """
-The two loops over a data set: local SGD and evaluation. They know no task, run or round.
+Local SGD over a data set. It knows no task, run or round.
 
-The order of samples comes from an explicit generator, and a ``TensorDataset`` is indexed as a whole
-batch at a time: a ``DataLoader`` would collate it sample by sample, which costs more than the
-training step of a small model.
+The order of samples comes from an explicit generator.
 """
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Sequence, Sized
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any, cast
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import ConcatDataset, Dataset, Subset, TensorDataset
 
 from fl_queue import metrics
 from fl_queue.errors import ConfigError, DataError
-from fl_queue.training.classification import Scoring, loss_sums
-from fl_queue.training.data_loading import (
-    Collate,
-    LoaderSettings,
-    call,
-    iterate_batches,
-    pair,
-    seed_torch,
-    to_device,
-)
+from fl_queue.training.batches import BatchPass, Forward, Items, Loss, fetch
+from fl_queue.training.classification import loss_sums
+from fl_queue.training.collation import Collate
+from fl_queue.training.data_loading import LoaderSettings, seed_torch
+from fl_queue.training.evaluation import evaluate
 from fl_queue.training.local_rule import LocalRule
 from fl_queue.training.mixed_precision import Precision
 from fl_queue.training.model_tensors import BATCH_NORM_LAYERS
 from fl_queue.training.plain_sgd import PlainSGD
 from fl_queue.training.row_floor import check_batch
+from fl_queue.training.sample_sets import Samples, cut, cuts_of, joined, part_of, size_of, whole
 
-Samples = Dataset[Any]
-#: Mean loss of a batch of what the model returns, and of targets.
-Loss = Callable[[Any, Any], Tensor]
+__all__ = [
+    "LocalRule",
+    "Loss",
+    "Samples",
+    "SgdOptions",
+    "as_built",
+    "evaluate",
+    "into_training",
+    "joined",
+    "local_sgd",
+    "part_of",
+    "size_of",
+]
 
-#: Most samples at a time when evaluating.
-EVALUATION_BATCH = 256
-#: So many times a training's batch fit where that fits, as no gradients are kept.
-_AS_LARGE = 4
 #: Marks a module that stays in evaluation mode while its model is trained.
 _STAYS = "_flq_stays_in_evaluation"
 _log = logging.getLogger(__name__)
-
-
-def size_of(dataset: Samples) -> int:
-    """Number of samples; torch's ``Dataset`` itself declares no length."""
-    return len(cast(Sized, dataset))
-
-
-def part_of(dataset: Samples, most: int, seed: int) -> Samples:
-    """
-    At most so many samples of a data set, drawn by a seed, in their order.
-
-    Args:
-        most: 1 or more; a data set that is no larger is returned as it is.
-        seed: The same draws the same samples.
-    """
-    count = size_of(dataset)
-    if count <= most:
-        return dataset
-    drawn = np.random.Generator(np.random.PCG64(seed)).permutation(count)[:most]
-    return _whole(Subset(dataset, np.sort(drawn).tolist()))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,8 +65,9 @@ class SgdOptions:
         device: ``cpu``, ``cuda``, ``cuda:1``, ...
         loader_workers: Processes that read samples beside the training, which changes no bit; not used
             for a ``TensorDataset``.
-        collate: Makes (inputs, targets) of a list of samples, which may be of unequal shapes; None: samples
+        collate: Makes a batch of a list of samples, which may be of unequal shapes; None: samples
             are stacked, as torch's ``DataLoader`` does.
+        forward, items: As of ``batches.BatchHooks``.
     """
 
     seed: int
@@ -103,6 +82,8 @@ class SgdOptions:
     device: str = "cpu"
     loader_workers: int = 0
     collate: Collate | None = None
+    forward: Forward | None = None
+    items: Items | None = None
 
 
 def local_sgd(
@@ -128,9 +109,9 @@ def local_sgd(
 
     Args:
         model: On the options' device; left in training mode, but for the modules that ``as_built`` has marked.
-        dataset: Pairs (input, target); or (input, ..., target), for a model of several arguments. An input
-            may be a map of names, for a model that takes them as arguments.
-        loss: Mean loss of a batch of outputs and targets.
+        dataset: Pairs (input, target), or samples of another form in the table of ``batches``.
+        loss: Mean loss of a batch, of outputs and targets; of outputs and the batch, if its second argument
+            is called ``batch``.
         options: Default: made from ``settings``.
         after_epoch: Called with the number of the epoch just done, from 1.
         rule: The strategy's addition to each gradient, and the site's floor of samples.
@@ -151,7 +132,7 @@ def local_sgd(
         2013, arXiv 1211.5063, Algorithm 1.
     """
     chosen = SgdOptions(**settings) if options is None else replace(options, **settings)
-    return _Training(model, _whole(dataset), loss, chosen, rule).run(after_epoch)
+    return _Training(model, whole(dataset), loss, chosen, rule).run(after_epoch)
 
 
 class _Training:
@@ -165,7 +146,8 @@ class _Training:
         options: SgdOptions,
         rule: LocalRule | None,
     ) -> None:
-        self._model, self._dataset, self._loss, self._options = model, dataset, loss, options
+        self._model, self._dataset, self._options = model, dataset, options
+        self._pass = BatchPass(model, loss, options.forward)
         seed_torch(options.seed, options.device)
         self._count, self._floor = size_of(dataset), 1 if rule is None else rule.fewest
         self._cuts = _training_cuts(
@@ -190,11 +172,11 @@ class _Training:
     def run(self, after_epoch: Callable[[int], None]) -> dict[str, Any]:
         """Train all epochs; the sums of the last one."""
         order = torch.Generator().manual_seed(self._options.seed)
-        loss_sum = math.nan
+        loss_sum, items = math.nan, 0
         for epoch in range(1, self._options.epochs + 1):
             into_training(self._model)
-            chunks = _cut(torch.randperm(self._count, generator=order), self._cuts)
-            loss_sum = self._run_epoch(epoch, chunks)
+            chunks = cut(torch.randperm(self._count, generator=order), self._cuts)
+            loss_sum, items = self._run_epoch(epoch, chunks)
             after_epoch(epoch)
         if self._optimizer.parts is not None:
             self._optimizer.parts.check(self._floor)
@@ -203,45 +185,59 @@ class _Training:
                 "float16: %d steps were skipped, as their gradients overflowed",
                 self._precision.skipped,
             )
-        return loss_sums(self._count, loss_sum)
+        sums = loss_sums(self._count, loss_sum)
+        is_counted = self._options.items is not None and "loss_sum" in sums
+        return sums | ({metrics.LOSS_ITEMS: items} if is_counted else {})
 
-    def _run_epoch(self, epoch: int, chunks: list[Tensor]) -> float:
-        """An epoch's sum of losses. Args: ``chunks``: of each batch, the indices of its samples."""
+    def _run_epoch(self, epoch: int, chunks: list[Tensor]) -> tuple[float, int]:
+        """An epoch's sum of losses, and of how many items. Args: ``chunks``: of each batch, the indices of its samples."""
         options = self._options
         reading = LoaderSettings(options.seed, epoch, options.loader_workers, options.collate)
-        batches = _batches(self._dataset, chunks, options.device, reading)
+        batches = fetch(self._dataset, chunks, options.device, reading)
         rows = iter(chunks)
-        losses: list[Tensor] = []
+        losses: list[tuple[Tensor, int]] = []
         for sizes in self._groups:
             losses += self._step(sizes, batches, rows)
-        loss_sum = 0.0
         # Read at the end: reading one makes the processor wait for the accelerator, in every step.
-        all_sizes = [size for sizes in self._groups for size in sizes]
-        for value, size in zip(losses, all_sizes, strict=True):
-            loss_sum += value.item() * size
-        return loss_sum
+        loss_sum = 0.0
+        for value, items in losses:
+            loss_sum += value.item() * items
+        return loss_sum, sum(items for _, items in losses)
 
     def _step(
-        self, sizes: list[int], batches: Iterator[tuple[Any, Any]], rows: Iterator[Tensor]
-    ) -> list[Tensor]:
-        """One step; the loss of each of its batches."""
+        self, sizes: list[int], batches: Iterator[Any], rows: Iterator[Tensor]
+    ) -> list[tuple[Tensor, int]]:
+        """One step; the mean loss of each of its batches, and over how many items."""
         model, optimizer, precision = self._model, self._optimizer, self._precision
-        losses: list[Tensor] = []
+        losses: list[tuple[Tensor, int]] = []
         model.zero_grad()
-        for size in sizes:
-            inputs, target = next(batches)
+        weighed, total = self._weighed(sizes, batches)
+        for batch, items in weighed:
             with precision.forward():
-                output = call(model, inputs)
+                output = self._pass.output(batch)
                 if optimizer.parts is not None:
                     optimizer.parts.watch(output, next(rows))
-                value = self._loss(output, target)
-            precision.backward(value if len(sizes) == 1 else value * (size / sum(sizes)))
-            losses.append(value.detach())
+                value = self._pass.loss(output, batch)
+            # The mean over no items is not a number.
+            if items:
+                precision.backward(value if len(sizes) == 1 else value * (items / total))
+                losses.append((value.detach(), items))
         skipped = precision.skipped
         precision.step(optimizer)
         if optimizer.parts is not None and precision.skipped > skipped:
             optimizer.parts.skipped()
         return losses
+
+    def _weighed(
+        self, sizes: list[int], batches: Iterator[Any]
+    ) -> tuple[Iterator[tuple[Any, int]], int]:
+        """The batches of a step with their weights in it, and the sum of the weights."""
+        count = self._options.items
+        if count is None:
+            return ((next(batches), size) for size in sizes), sum(sizes)
+        held = [next(batches) for _ in sizes]
+        weights = [count(batch) for batch in held]
+        return zip(held, weights, strict=True), sum(weights)
 
 
 def as_built(model: nn.Module) -> nn.Module:
@@ -265,49 +261,6 @@ def into_training(model: nn.Module) -> None:
             module.eval()
 
 
-def evaluate(
-    model: nn.Module,
-    dataset: Samples,
-    loss: Loss,
-    device: str = "cpu",
-    loader_workers: int = 0,
-    batch_size: int = EVALUATION_BATCH,
-    collate: Collate | None = None,
-) -> dict[str, Any]:
-    """
-    Metrics of ``model`` on ``dataset`` as sums; the model is left in evaluation mode.
-
-    Whole-number targets (B,) or (B, 1) are classes where they fit: outputs (B, C) are scores of C
-    classes, and outputs (B,) or (B, 1) the log-odds of class 1 (or its probabilities, see
-    ``scoring``), of which targets may be 0.0 and 1.0, too. Then there is a ``confusion``, and with
-    two classes ``logit_histograms``. With more than ``metrics.MAX_CLASSES`` classes there is
-    ``accuracy_sum`` instead. Samples whose target is -100 are passed over. For everything else
-    (such as a regression) there is the loss alone.
-
-    Args:
-        model: On ``device``.
-        dataset: As for ``local_sgd``; it may be empty.
-        loss: Mean loss of a batch of outputs and targets.
-        device: Where the batches go.
-        loader_workers: As in ``local_sgd``.
-        batch_size: Of the training: four times as many samples are evaluated at a time, 256 at most.
-        collate: As in ``local_sgd``.
-    """
-    model.eval()
-    dataset = _whole(dataset)
-    count = size_of(dataset)
-    cuts = _cuts(count, min(EVALUATION_BATCH, _AS_LARGE * batch_size))
-    parts, scoring = [], Scoring()
-    with torch.no_grad():
-        reading = LoaderSettings(workers=loader_workers, collate=collate)
-        sizes = [end - start for start, end in pairwise([0, *cuts])]
-        batches = _batches(dataset, _cut(torch.arange(count), cuts), device, reading)
-        for size, (inputs, target) in zip(sizes, batches, strict=True):
-            output = call(model, inputs)
-            parts.append(scoring.sums(output, target, float(loss(output, target)), size))
-    return metrics.merge(parts)
-
-
 def _training_cuts(
     model: nn.Module, count: int, batch_size: int, accumulate: int, fewest: int
 ) -> list[int]:
@@ -321,7 +274,7 @@ def _training_cuts(
     normalised = any(isinstance(module, BATCH_NORM_LAYERS) for module in model.modules())
     # Statistics of BatchNorm are of a batch, and not of a step.
     check_batch(fewest, batch_size, 1 if normalised else accumulate)
-    cuts = _cuts(count, batch_size)
+    cuts = cuts_of(count, batch_size)
     if len(cuts) > 1 and cuts[-1] - cuts[-2] < min(fewest, batch_size):
         del cuts[-2]
     if not normalised:
@@ -346,45 +299,3 @@ def _groups(cuts: list[int], accumulate: int, fewest: int) -> list[list[int]]:
     if len(groups) > 1 and sum(groups[-1]) < fewest:
         groups[-2:] = [groups[-2] + groups[-1]]
     return groups
-
-
-def _cuts(count: int, batch_size: int) -> list[int]:
-    return [*range(batch_size, count, batch_size), count] if count else []
-
-
-def _cut(order: Tensor, cuts: list[int]) -> list[Tensor]:
-    """The indices of each batch: ``order`` (N,), cut at ``cuts``."""
-    return [order[start:end] for start, end in pairwise([0, *cuts])]
-
-
-def _batches(
-    dataset: Samples, chunks: Sequence[Tensor], device: str, reading: LoaderSettings
-) -> Iterator[tuple[Any, Any]]:
-    """Batches of the samples whose indices each chunk has, on ``device``."""
-    # A subclass may give other samples than its tensors hold: normalised, or turned.
-    if type(dataset) is TensorDataset and len(dataset.tensors) > 1 and reading.collate is None:
-        tensors = [tensor.to(device) for tensor in dataset.tensors]
-        for chunk in chunks:
-            chosen = chunk.to(device)
-            yield pair([tensor[chosen] for tensor in tensors])
-        return
-    for batch in iterate_batches(dataset, [chunk.tolist() for chunk in chunks], reading):
-        inputs, target = pair(batch)
-        yield to_device(inputs, device), to_device(target, device)
-
-
-def joined(datasets: Sequence[Samples]) -> Samples:
-    """The samples of all data sets as one, in their order; a ``TensorDataset`` where all are such."""
-    wholes = [_whole(dataset) for dataset in datasets]
-    found = [whole.tensors for whole in wholes if type(whole) is TensorDataset]
-    if len(found) == len(wholes) and wholes:
-        return TensorDataset(*(torch.cat(parts) for parts in zip(*found, strict=True)))
-    return ConcatDataset(wholes)
-
-
-def _whole(dataset: Samples) -> Samples:
-    """A part of a ``TensorDataset`` (of ``random_split``) as one of its own, for speed."""
-    if type(dataset) is Subset and type(dataset.dataset) is TensorDataset:
-        chosen = torch.as_tensor(dataset.indices, dtype=torch.int64)
-        return TensorDataset(*(tensor[chosen] for tensor in dataset.dataset.tensors))
-    return dataset

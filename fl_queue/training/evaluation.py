@@ -1,0 +1,123 @@
+"""Evaluation of a model on a data set, as sums that add up over batches and clients. Imports torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fl_queue import metrics
+from fl_queue.training.batches import BatchHooks, BatchPass, Loss, fetch, leaves, target_of
+from fl_queue.training.classification import Scoring, loss_sums
+from fl_queue.training.collation import Collate
+from fl_queue.training.data_loading import LoaderSettings, untouched_generators
+from fl_queue.training.sample_sets import Samples, cut, cuts_of, size_of, whole
+
+#: Most samples at a time.
+EVALUATION_BATCH = 256
+#: So many times a training's batch fit where that fits, as no gradients are kept.
+_AS_LARGE = 4
+#: Bytes that the outputs of one batch take at most, where that is a matter of its size.
+LARGEST_OUTPUT = 256 * 1024**2
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationOptions:
+    """
+    Options of an evaluation by the default loop.
+
+    Args:
+        hooks: The task's own functions for batches.
+        batch_size: Samples at a time; 0: four times the training's, 256 at most, and halved down to the
+            training's until the outputs of a batch take at most 256 MiB, by those of the first sample:
+            the same on every machine.
+    """
+
+    hooks: BatchHooks = field(default_factory=BatchHooks)
+    batch_size: int = 0
+
+
+def evaluate(
+    model: nn.Module,
+    dataset: Samples,
+    loss: Loss,
+    device: str = "cpu",
+    loader_workers: int = 0,
+    batch_size: int = EVALUATION_BATCH,
+    collate: Collate | None = None,
+    options: EvaluationOptions | None = None,
+) -> dict[str, Any]:
+    """
+    Metrics of ``model`` on ``dataset`` as sums; the model is left in evaluation mode.
+
+    Whole-number targets (B,) or (B, 1) are classes where they fit: outputs (B, C) are scores of C
+    classes, and outputs (B,) or (B, 1) the log-odds of class 1 (or its probabilities, see
+    ``classification``), of which targets may be 0.0 and 1.0, too. Then there is a ``confusion``, and with
+    two classes ``logit_histograms``. With more than ``metrics.MAX_CLASSES`` classes there is
+    ``accuracy_sum`` instead. Samples whose target is -100 are passed over. For everything else
+    (such as a regression) there is the loss alone.
+
+    Args:
+        model: On ``device``.
+        dataset: As for ``local_sgd``; it may be empty.
+        loss: Mean loss of a batch, as for ``local_sgd``.
+        device: Where the batches go.
+        loader_workers: As in ``local_sgd``.
+        batch_size: Of the training.
+        collate: As in ``local_sgd``; also one of the options' ``hooks``.
+        options: Default: none of its own.
+    """
+    model.eval()
+    chosen = options or EvaluationOptions()
+    hooks = chosen.hooks if collate is None else replace(chosen.hooks, collate=collate)
+    dataset = whole(dataset)
+    count = size_of(dataset)
+    passing, scoring, parts = BatchPass(model, loss, hooks.forward), Scoring(), []
+    reading = LoaderSettings(workers=loader_workers, collate=hooks.collate)
+    with torch.no_grad():
+        size = chosen.batch_size or _batch_size(passing, dataset, batch_size, device, reading)
+        cuts = cuts_of(count, size)
+        sizes = [end - start for start, end in pairwise([0, *cuts])]
+        batches = fetch(dataset, cut(torch.arange(count), cuts), device, reading)
+        for samples, batch in zip(sizes, batches, strict=True):
+            output = passing.output(batch)
+            mean_loss = float(passing.loss(output, batch))
+            sums = scoring.sums(output, target_of(batch), mean_loss, samples)
+            parts.append(
+                sums if hooks.items is None else _by_items(sums, mean_loss, hooks.items(batch))
+            )
+    return metrics.merge(parts)
+
+
+def _by_items(sums: dict[str, Any], mean_loss: float, items: int) -> dict[str, Any]:
+    """Sums of a batch whose loss is a mean over items, and not over its samples."""
+    kept = {key: value for key, value in sums.items() if key != "loss_sum"}
+    total = loss_sums(items, mean_loss * items if items else 0.0)
+    return kept | (
+        {"loss_sum": total["loss_sum"], metrics.LOSS_ITEMS: items} if "loss_sum" in total else {}
+    )
+
+
+def _batch_size(
+    passing: BatchPass, dataset: Samples, trained: int, device: str, reading: LoaderSettings
+) -> int:
+    """Samples at a time, by the training's batch and the bytes of the first sample's outputs."""
+    size = min(EVALUATION_BATCH, _AS_LARGE * trained)
+    if size <= trained or size_of(dataset) <= trained:
+        return size
+    with untouched_generators():
+        first = next(
+            fetch(dataset, [torch.zeros(1, dtype=torch.int64)], device, reading._replace(workers=0))
+        )
+        of_one = sum(one.nbytes for one in _tensors(passing.output(first)))
+    while size > trained and size * of_one > LARGEST_OUTPUT:
+        size = max(trained, size // 2)
+    return size
+
+
+def _tensors(output: Any) -> Iterator[Tensor]:
+    return (one for one in leaves(output) if isinstance(one, Tensor))
