@@ -13,7 +13,7 @@ from typing import Literal
 
 from fl_queue.common.spelling import nearest
 from fl_queue.config.data_section import DataSection
-from fl_queue.config.section import FIXED, LOCAL, Rate, Section, Share, Use, option
+from fl_queue.config.section import FIXED, LOCAL, NEWER, Rate, Section, Share, Use, option
 from fl_queue.config.task_catalog import TASKS
 from fl_queue.protocol.codecs import topk
 from fl_queue.protocol.manifest import BATCH_NORM
@@ -238,6 +238,12 @@ class TrainSection(Section):
     precision: Literal["float32", "bfloat16", "float16"] = option(
         "float32",
         "of forward passes in training: float32, bfloat16, or float16 on a GPU; parameters stay float32",
+    )
+    evaluation_batch: int = option(
+        0,
+        "samples at a time in an evaluation; 0: four times batch_size, at most 256, and fewer if the outputs would take more than 256 MiB",
+        low=0,
+        use=NEWER,
     )
     finetune_epochs: int = option(
         0,

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from fl_queue.tasks.base import ClientData, OnEpoch, Task, with_context
     from fl_queue.tasks.context import ClientContext
     from fl_queue.tasks.loading import load_task
+    from fl_queue.training.collation import pad
     from fl_queue.training.sgd import SgdOptions, evaluate, local_sgd
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "inside",
     "load_task",
     "local_sgd",
+    "pad",
     "with_context",
 ]
 
@@ -50,6 +52,7 @@ __getattr__ = lazy(
         "inside": "fl_queue.common.data_folder:inside",
         "load_task": "fl_queue.tasks.loading:load_task",
         "local_sgd": "fl_queue.training.sgd:local_sgd",
+        "pad": "fl_queue.training.collation:pad",
         "with_context": "fl_queue.tasks.base:with_context",
     },
     renamed={"Usage": "ModelUsage"},

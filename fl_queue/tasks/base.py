@@ -21,17 +21,27 @@ from blake3 import blake3
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.data import default_collate
 
 from fl_queue.config.run_config import RunConfig
 from fl_queue.data import partition
+from fl_queue.errors import DataError
 from fl_queue.metrics import finish
 from fl_queue.protocol.model_usage import ModelUsage
 from fl_queue.protocol.records import Sums
 from fl_queue.tasks.context import ClientContext
 from fl_queue.tasks.feature_skew import Skew
 from fl_queue.training import sgd
-from fl_queue.training.collation import Collate
-from fl_queue.training.sgd import Loss, Samples, SgdOptions
+from fl_queue.training.batches import (
+    BatchHooks,
+    Loss,
+    default_forward,
+    logits_of,
+    own_loss,
+    size_in,
+)
+from fl_queue.training.evaluation import EvaluationOptions
+from fl_queue.training.sgd import Samples, SgdOptions
 
 #: Called after each epoch: its number from 1, how many there are, finished validation metrics
 #: (empty without validation data).
@@ -43,7 +53,7 @@ class ClientData:
     """
     A client's own data: data sets of pairs (input, target). ``validation`` may be empty.
 
-    Other forms of samples: see ``sgd.local_sgd``.
+    Other forms of samples: see ``fl_queue.training.batches``.
 
     Args:
         unused: What lies in the data folder and is not read: what it is -> how many of it. Shown at the
@@ -95,9 +105,6 @@ class Task(ABC):
     #: Whether its training may be local SGD, whose steps some strategies correct; otherwise such a
     #: strategy is refused before version 0 is made.
     takes_corrections: ClassVar[bool] = True
-    #: Makes (inputs, targets) of a list of samples, of unequal lengths: ``def collate(self, samples)``;
-    #: None: they are stacked, as torch's ``DataLoader`` does.
-    collate: Collate | None = None
 
     def __init__(self, config: RunConfig) -> None:
         self.config = config
@@ -147,17 +154,62 @@ class Task(ABC):
             dataset = getattr(dataset, "dataset", None)  # That of which a ``Subset`` is a part.
         return found
 
-    def loss(self, output: Tensor, target: Tensor) -> Tensor:
-        """
-        Mean loss of a batch; cross entropy of class scores (B, C) unless overridden.
+    def collate(self, samples: list[Any]) -> Any:
+        """A batch of samples, stacked unless overridden; ``pad`` fills up unequal ones."""
+        return default_collate(samples)
 
-        One that has an argument ``context`` is given it: ``loss(self, output, target, context=None)``.
+    def forward(self, model: nn.Module, batch: Any) -> Any:
         """
-        return functional.cross_entropy(output, target)
+        Output of the model for a batch, called as the table of ``fl_queue.training.batches`` has it.
+
+        Override it for batches of any other form.
+        """
+        return default_forward(model, batch)
+
+    def items(self, batch: Any) -> int:
+        """
+        Number of items over which the loss of a batch is a mean: its samples, unless overridden.
+
+        It weighs the batches of a step with ``train.accumulate``, and those of an epoch's loss.
+        """
+        return size_in(batch)
+
+    def loss(self, output: Any, target: Any) -> Tensor:
+        """
+        Mean loss of a batch.
+
+        Unless overridden the loss that the output has (``output.loss``, ``output["loss"]``), else cross
+        entropy of its scores (B, C). An override whose second argument is called ``batch`` is given the
+        whole batch, and one that has an argument ``context`` is given that, too:
+        ``loss(self, output, target, context=None)``, ``loss(self, output, batch)``.
+
+        Raises:
+            DataError: The batch has no target, and the output no loss.
+        """
+        found = own_loss(output)
+        if found is not None:
+            return found
+        if target is None:
+            raise DataError(
+                "training data",
+                "a batch has no target and the model's output no loss; give the task a loss(output, batch)",
+                public=True,
+            )
+        return functional.cross_entropy(logits_of(output), target)
 
     def loss_in(self, context: ClientContext) -> Loss:
-        """``loss`` as the loops take it, of outputs and targets."""
+        """``loss`` as the loops take it, of outputs and targets, or of outputs and batches."""
         return with_context(self.loss, context)
+
+    @property
+    def hooks(self) -> BatchHooks:
+        """The task's own functions for batches: those that it overrides."""
+        return BatchHooks(self._own("collate"), self._own("forward"), self._own("items"))
+
+    def _own(self, name: str) -> Any:
+        """A method, or None if it is the default; an attribute None stands for the default, too."""
+        found = getattr(self, name)
+        return None if getattr(found, "__func__", None) is getattr(Task, name) else found
 
     def train(
         self, model: nn.Module, data: ClientData, context: ClientContext, on_epoch: OnEpoch
@@ -204,7 +256,9 @@ class Task(ABC):
             precision=train.precision,
             device=context.device,
             loader_workers=context.loader_workers,
-            collate=self.collate,
+            collate=self.hooks.collate,
+            forward=self.hooks.forward,
+            items=self.hooks.items,
         )
 
     def evaluate(self, model: nn.Module, dataset: Samples, context: ClientContext) -> Sums:
@@ -216,7 +270,9 @@ class Task(ABC):
             context.device,
             context.loader_workers,
             context.batch_size,
-            self.collate,
+            options=EvaluationOptions(
+                hooks=self.hooks, batch_size=self.config.train.evaluation_batch
+            ),
         )
 
     def usage(self) -> ModelUsage:

@@ -25,6 +25,7 @@ from fl_queue.tasks.base import Task
 from fl_queue.tasks.context import ClientContext
 from fl_queue.tasks.loading import barred, load_task
 from fl_queue.training import sgd
+from fl_queue.training.batches import input_of
 from fl_queue.training.model_tensors import load_arrays
 
 if TYPE_CHECKING:
@@ -172,7 +173,7 @@ def _example(task: Task, data_dir: str) -> Tensor:
         dataset = calls.data(task, context).train
     if not sgd.size_of(dataset):
         raise DataError(folder or "data", "has no sample to export the model with; see --data")
-    first = dataset[0][0]
+    first = input_of(dataset[0])
     if not isinstance(first, Tensor):
         raise ConfigError(
             "--format",

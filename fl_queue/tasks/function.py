@@ -24,8 +24,9 @@ from fl_queue.config.run_config import RunConfig
 from fl_queue.errors import ConfigError
 from fl_queue.tasks.base import ClientData, Task, with_context
 from fl_queue.tasks.context import ClientContext
+from fl_queue.training.batches import BatchHooks, Forward, Items, Loss, target_of
 from fl_queue.training.collation import Collate
-from fl_queue.training.sgd import Loss, Samples, size_of
+from fl_queue.training.sgd import Samples, size_of
 
 #: The argument that is this machine's data folder; all others are options of ``[task]``.
 _FOLDER = "data_dir"
@@ -47,13 +48,15 @@ class Parts:
             are a client's, and which it holds out.
         test: The central test set, for the evaluator; None: there is none.
         loss: Mean loss of a batch of outputs and targets, and of the ``context`` if it has such an
-            argument; None: cross entropy.
+            argument; None: the model's own, or cross entropy. Its second argument is the whole batch if
+            it is called ``batch``.
         labels: (N,) classes of ``train``; None: read from it where they matter.
         owners: (N,) whose each sample of ``train`` is, for ``data.partition = "natural"``, and so that
             validation is of others than those who are trained with.
         evaluation: The samples of ``train`` in the same order, as they are validated: without the
             random changes that training makes of them; None: as in ``train``.
-        collate: Makes (inputs, targets) of a list of samples; None: as torch's ``DataLoader`` does.
+        collate: Makes a batch of a list of samples; None: as torch's ``DataLoader`` does.
+        forward, items: As the methods of ``Task``; None: its defaults.
     """
 
     model: nn.Module
@@ -64,6 +67,8 @@ class Parts:
     owners: Any = None
     evaluation: Any = None
     collate: Collate | None = None
+    forward: Forward | None = None
+    items: Items | None = None
 
 
 class FunctionTask(Task):
@@ -85,6 +90,7 @@ class FunctionTask(Task):
         self._arguments = _arguments(name, function, config)
         self._kept: tuple[Tensor, nn.Module] | None = None
         self._loss: Loss | None = None
+        self._hooks = BatchHooks()
 
     @property
     def code(self) -> Callable[..., Any]:
@@ -114,7 +120,12 @@ class FunctionTask(Task):
         test = self._parts().test
         return None if test is None else self._dataset("test", test)
 
-    def loss(self, output: Tensor, target: Tensor) -> Tensor:
+    @property
+    def hooks(self) -> BatchHooks:
+        """The function's own functions for batches."""
+        return self._hooks
+
+    def loss(self, output: Any, target: Any) -> Tensor:
         """The function's loss, or cross entropy."""
         return self._loss(output, target) if self._loss else super().loss(output, target)
 
@@ -124,7 +135,8 @@ class FunctionTask(Task):
 
     def _parts(self) -> Parts:
         parts = _parts(self.name, self._function(**self._arguments))
-        self._loss, self.collate = parts.loss, parts.collate
+        self._loss = parts.loss
+        self._hooks = BatchHooks(parts.collate, parts.forward, parts.items)
         return parts
 
     def _dataset(self, part: str, found: Any) -> Samples:
@@ -171,7 +183,7 @@ class FunctionTask(Task):
             return np.asarray(_asked(parts.labels))
         targets = _targets(dataset)
         if targets is None and self._needs_labels():
-            return np.asarray([int(dataset[index][-1]) for index in range(size_of(dataset))])
+            return np.asarray([int(target_of(dataset[index])) for index in range(size_of(dataset))])
         return targets
 
     def _needs_labels(self) -> bool:

@@ -14,6 +14,7 @@ from fl_queue.protocol import site_facts
 from fl_queue.tasks import calls
 from fl_queue.tasks.base import ClientData, Task, code_digest
 from fl_queue.tasks.error_disclosure import class_name, words_of
+from fl_queue.training.batches import input_of
 from fl_queue.training.sgd import Samples, size_of
 
 #: Samples that are looked at: where they differ in size, so may those of other sites.
@@ -42,9 +43,16 @@ def facts_of(task: Task, data: ClientData) -> dict[str, str]:
 def _samples(dataset: Samples) -> list[Any]:
     """The first inputs; none of a data set that shows no samples, as a Flower client's."""
     try:
-        return [dataset[index][0] for index in range(min(_LOOKED_AT, size_of(dataset)))]
+        return [_input(dataset[index]) for index in range(min(_LOOKED_AT, size_of(dataset)))]
     except NotImplementedError:
         return []
+
+
+def _input(sample: Any) -> Any:
+    """The first input of a sample: of a mapping the first that is no target."""
+    if isinstance(sample, Mapping):
+        return next(iter(input_of(sample).values()), None)
+    return sample[0] if isinstance(sample, (tuple, list)) else sample
 
 
 def _of_inputs(shapes: Sequence[tuple[int, ...]], kind: str) -> dict[str, str]:

@@ -22,7 +22,7 @@ from fl_queue.errors import ConfigError
 #: Words of torch's and Python's texts about an argument's form.
 _ABOUT_FORM = re.compile(
     r"\b(shapes?|sizes?|dim(ension)?s?|channels?|[123]D|mat[12]|dtype|scalar type|same type|"
-    r"arguments?|index out of range|normalized_shape|tensors? for argument)\b",
+    r"arguments?|index out of range|elements|normalized_shape|tensors? for argument)\b",
     re.I,
 )
 #: Attributes of torch's layers that hold the size of an input, and the words for it.

@@ -25,11 +25,12 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from fl_queue.errors import DataError
+from fl_queue.errors import ConfigError, DataError
 from fl_queue.training.batch_errors import naming_shapes
 from fl_queue.training.collation import Collate, as_named
 from fl_queue.training.data_loading import LoaderSettings, iterate_batches
@@ -134,6 +135,43 @@ def target_of(batch: Any) -> Any:
     if isinstance(batch, Mapping) and (key := _target_key(batch)) is not None:
         return batch[key]
     return None
+
+
+def items_in(count: Items, batch: Any) -> int:
+    """
+    Number of items of a batch.
+
+    Raises:
+        ConfigError: The task's function does not return a count.
+    """
+    found = count(batch)
+    if isinstance(found, Tensor) and found.numel() == 1:
+        found = found.item()
+    if isinstance(found, bool) or not isinstance(found, (int, np.integer)) or found < 0:
+        raise ConfigError(
+            "run.task",
+            f"items(batch) returned a {type(found).__name__}, not how many items the mean loss is over; "
+            "return a whole number, 0 or more",
+            public="items(batch) returned something else than a whole number, 0 or more",
+        )
+    return int(found)
+
+
+def size_in(batch: Any) -> int:
+    """Number of samples of a batch, by the length of its first tensor or list."""
+    for one in leaves(batch):
+        if isinstance(one, Tensor) and one.ndim:
+            return len(one)
+    return len(batch)
+
+
+def input_of(sample: Any) -> Any:
+    """A sample, or batch, without its target; several inputs stay together."""
+    if _is_sequence(sample) and len(sample) > 1:
+        return sample[0] if len(sample) == 2 else tuple(sample[:-1])
+    if isinstance(sample, Mapping):
+        return {key: value for key, value in sample.items() if key not in TARGETS}
+    return sample
 
 
 def call(model: nn.Module, inputs: Any) -> Any:

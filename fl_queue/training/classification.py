@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from fl_queue import metrics
+from fl_queue.training.batches import named_logits
 
 #: The target that ``cross_entropy`` passes over.
 IGNORED = -100
@@ -46,19 +47,20 @@ class Scoring:
         Sums of a batch.
 
         Args:
-            output: What the model returned.
+            output: What the model returned; its ``logits``, where it has such.
             target: (B, ...), or anything with a length.
             mean_loss: Of the batch; over the samples that are not ``IGNORED``.
             count: Samples of the batch; None: as the target has.
         """
         count = len(target) if count is None else count
-        found = self._classes(output, target, mean_loss)
+        scores = output if isinstance(output, Tensor) else named_logits(output)
+        found = self._classes(scores, target, mean_loss)
         if found is None:
             return loss_sums(count, mean_loss * count)
-        truth, scores = found
+        truth, classes = found
         if len(truth) == 0:
             return {"num_examples": 0}
-        return loss_sums(len(truth), mean_loss * len(truth)) | _counts(truth, scores)
+        return loss_sums(len(truth), mean_loss * len(truth)) | _counts(truth, classes)
 
     def _classes(
         self, output: Any, target: Any, mean_loss: float

@@ -11,7 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from fl_queue import metrics
-from fl_queue.training.batches import BatchHooks, BatchPass, Loss, fetch, leaves, target_of
+from fl_queue.training.batches import (
+    BatchHooks,
+    BatchPass,
+    Loss,
+    fetch,
+    items_in,
+    leaves,
+    target_of,
+)
 from fl_queue.training.classification import Scoring, loss_sums
 from fl_queue.training.collation import Collate
 from fl_queue.training.data_loading import LoaderSettings, untouched_generators
@@ -88,7 +96,9 @@ def evaluate(
             mean_loss = float(passing.loss(output, batch))
             sums = scoring.sums(output, target_of(batch), mean_loss, samples)
             parts.append(
-                sums if hooks.items is None else _by_items(sums, mean_loss, hooks.items(batch))
+                sums
+                if hooks.items is None
+                else _by_items(sums, mean_loss, items_in(hooks.items, batch))
             )
     return metrics.merge(parts)
 

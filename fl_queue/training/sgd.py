@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from fl_queue import metrics
 from fl_queue.errors import ConfigError, DataError
-from fl_queue.training.batches import BatchPass, Forward, Items, Loss, fetch
+from fl_queue.training.batches import BatchPass, Forward, Items, Loss, fetch, items_in
 from fl_queue.training.classification import loss_sums
 from fl_queue.training.collation import Collate
 from fl_queue.training.data_loading import LoaderSettings, seed_torch
@@ -236,7 +236,7 @@ class _Training:
         if count is None:
             return ((next(batches), size) for size in sizes), sum(sizes)
         held = [next(batches) for _ in sizes]
-        weights = [count(batch) for batch in held]
+        weights = [items_in(count, batch) for batch in held]
         return zip(held, weights, strict=True), sum(weights)
 
 

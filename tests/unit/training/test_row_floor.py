@@ -238,3 +238,24 @@ def test_who_trains_its_own_data_has_no_floor(monkeypatch: pytest.MonkeyPatch) -
     ]
     with pytest.raises(ConfigError, match=r"--min-batch: .*--min-examples"):
         worker([*client, "--min-batch", "11"], standalone_mode=False)
+
+
+@pytest.mark.parametrize(
+    ("form", "is_known"),
+    [
+        (lambda scores: {"logits": scores}, True),
+        (lambda scores: {"loss": scores.sum(), "logits": scores}, True),
+        (lambda scores: (scores, scores * 2), True),
+        (lambda scores: {"logits": scores.reshape(-1)}, False),
+        (lambda scores: {"loss": scores.sum()}, False),
+        (lambda scores: "text", False),
+    ],
+)
+def test_rows_are_followed_through_outputs_of_any_form(form: Any, is_known: bool) -> None:
+    scores = torch.ones(4, 3, requires_grad=True) * 1.0
+    parts = row_floor.Parts(4, 1, 0.1, 0.0, 0.0, "cpu")
+    parts.watch(form(scores), torch.tensor([3, 1, 0, 2]))
+    (scores * torch.tensor([[1.0], [0.0], [0.0], [2.0]])).sum().backward()  # type: ignore[no-untyped-call]
+    parts.stepped()
+    assert parts.is_known == is_known
+    assert parts.counting() == (2 if is_known else 4)
