@@ -6,7 +6,8 @@ Used for the fields of ``RunConfig`` and for the options of built-in tasks. No f
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +26,7 @@ class Option:
         kind: ``int``, ``float`` (takes whole numbers too), ``bool``, ``str``, ``share`` (a count
             as a whole number, or a fraction in (0, 1] with a decimal point), ``rate`` (a number,
             or a schedule ``[[round, number], ...]``), ``ints``, ``floats`` or ``strs``
-            (a list).
+            (a list), or ``table`` (keys with values of any kind).
         default: Value when nothing is given.
         doc: One line for users: meaning, unit and range.
         low, high: Inclusive bounds of a number, or of each number in a list.
@@ -75,6 +76,53 @@ class Option:
             raise ConfigError(name, f"{number:g} is too large; it must be at most {self.high:g}")
 
 
+class Table(Mapping[str, Any]):
+    """
+    A read-only table of a config, for a field whose keys depend on another field.
+
+    Args:
+        items: Keys and values; a list among the values is kept as a tuple.
+    """
+
+    def __init__(self, items: Mapping[str, Any] | None = None) -> None:
+        self._items = {key: _frozen(value) for key, value in (items or {}).items()}
+
+    def __getitem__(self, key: str) -> Any:
+        return self._items[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._items)
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __hash__(self) -> int:
+        return hash(frozenset(self._items))
+
+    def __repr__(self) -> str:
+        return f"Table({self._items!r})"
+
+
+def _frozen(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return Table(value)
+    return tuple(map(_frozen, value)) if isinstance(value, list | tuple) else value
+
+
+def check_travels(field: str, value: Any) -> None:
+    """Raises ConfigError: a config travels as JSON, which has no dates and no NaN."""
+    if isinstance(value, Mapping | list | tuple):
+        items = value.items() if isinstance(value, Mapping) else enumerate(value)
+        for key, item in items:
+            check_travels(f"{field}.{key}", item)
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(field, f"{value} is no number that can be used; give a finite one")
+    elif not isinstance(value, str | int | float):
+        raise ConfigError(
+            field, f"a {type(value).__name__} does not travel; write it as text, in quotes"
+        )
+
+
 def unknown_key(name: str, known: Iterable[str]) -> ConfigError:
     """The error for a key that does not exist, naming the nearest that does."""
     known = list(known)
@@ -86,7 +134,7 @@ def unknown_key(name: str, known: Iterable[str]) -> ConfigError:
 
 
 def _numbers(value: Any) -> list[float]:
-    if isinstance(value, bool | str):
+    if isinstance(value, bool | str | Mapping):
         return []
     if isinstance(value, tuple):
         items = [pair[1] if isinstance(pair, tuple) else pair for pair in value]
@@ -170,6 +218,14 @@ def _floats(name: str, value: Any) -> tuple[float, ...]:
     return tuple(_float(name, item) for item in value)
 
 
+def _table(name: str, value: Any) -> Table:
+    if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
+        raise _wrong(name, value, "a table such as { betas = [0.9, 0.95] }")
+    for key, item in value.items():
+        check_travels(f"{name}.{key}", item)
+    return Table(value)
+
+
 _PARSERS: dict[str, Callable[[str, Any], Any]] = {
     "int": _int,
     "float": _float,
@@ -180,6 +236,7 @@ _PARSERS: dict[str, Callable[[str, Any], Any]] = {
     "ints": _ints,
     "floats": _floats,
     "strs": _strs,
+    "table": _table,
 }
 
 

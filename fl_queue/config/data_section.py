@@ -157,7 +157,7 @@ def _check_natural(task: str, options: Mapping[str, Any]) -> None:
             f"natural needs the owner of each sample, and {task} has no owners; use "
             "image-folder, csv or a task of your own, or another partition",
         )
-    if task == "csv" and not options["owner"]:
+    if task in TASKS and options.get("owner") == "":
         raise ConfigError(
             "task.owner", "is empty; with data.partition = natural, name the column of owners"
         )

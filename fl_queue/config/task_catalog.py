@@ -8,14 +8,13 @@ on the machine that has it.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from fl_queue.common import data_folder
-from fl_queue.common.options import Option, unknown_key
-from fl_queue.errors import ConfigError
+from fl_queue.common.options import Option, check_travels, unknown_key
+from fl_queue.config import text_options
 
 
 @dataclass(frozen=True)
@@ -32,6 +31,7 @@ class TaskEntry:
         skews: Whether it applies feature skew (``data.noise``, ``data.rotation``).
         decides: The option without which each site's data decide what the model is about.
         parameters: Of its model; 0 when that depends on options or data.
+        check: Raises ConfigError for options that contradict each other.
     """
 
     target: str
@@ -42,6 +42,7 @@ class TaskEntry:
     skews: bool = False
     decides: str = ""
     parameters: int = 0
+    check: Callable[[Mapping[str, Any]], None] = lambda options: None
 
 
 def _range_problem(values: tuple[float, ...]) -> str | None:
@@ -182,6 +183,18 @@ TASKS: dict[str, TaskEntry] = {
         },
         decides="features",
     ),
+    "text-classification": TaskEntry(
+        "fl_queue.tasks.hf.text_classification:TextClassification",
+        "texts by class, with a transformers model, whole or by LoRA (extra hf)",
+        text_options.CLASSIFICATION,
+        check=text_options.check,
+    ),
+    "causal-lm": TaskEntry(
+        "fl_queue.tasks.hf.causal_lm:CausalLanguageModel",
+        "language modelling with a causal transformers model, whole or by LoRA (extra hf)",
+        text_options.CAUSAL_LM,
+        check=text_options.check,
+    ),
 }
 
 
@@ -230,7 +243,7 @@ def task_options(task: str, given: dict[str, Any]) -> dict[str, Any]:
     """
     if ":" in task:
         for key, value in given.items():
-            _check_travels(f"task.{key}", value)
+            check_travels(f"task.{key}", value)
         return dict(given)
     entry = TASKS.get(task)
     if entry is None:
@@ -240,10 +253,12 @@ def task_options(task: str, given: dict[str, Any]) -> dict[str, Any]:
     for key in given:
         if key not in entry.options:
             raise unknown_key(f"task.{key}", [f"task.{name}" for name in entry.options])
-    return {
+    complete = {
         key: field.parse(f"task.{key}", given[key]) if key in given else field.default
         for key, field in entry.options.items()
     }
+    entry.check(complete)
+    return complete
 
 
 def recorded_options(task: str, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -254,20 +269,6 @@ def recorded_options(task: str, options: Mapping[str, Any]) -> dict[str, Any]:
         for key, value in options.items()
         if not (key in known and known[key].newer and value == known[key].default)
     }
-
-
-def _check_travels(field: str, value: Any) -> None:
-    """Raises ConfigError: a config travels as JSON, which has no dates and no NaN."""
-    if isinstance(value, Mapping | list):
-        items = value.items() if isinstance(value, Mapping) else enumerate(value)
-        for key, item in items:
-            _check_travels(f"{field}.{key}", item)
-    elif isinstance(value, float) and not math.isfinite(value):
-        raise ConfigError(field, f"{value} is no number that can be used; give a finite one")
-    elif not isinstance(value, str | int | float):
-        raise ConfigError(
-            field, f"a {type(value).__name__} does not travel; write it as text, in quotes"
-        )
 
 
 def may_differ(task: str, options: Mapping[str, Any]) -> bool:

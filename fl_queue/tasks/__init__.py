@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from fl_queue.tasks.arrays import ArrayTask, Rows
     from fl_queue.tasks.base import ClientData, OnEpoch, Task, with_context
     from fl_queue.tasks.context import ClientContext
+    from fl_queue.tasks.hf.trainer_task import HFTask
     from fl_queue.tasks.loading import load_task
     from fl_queue.training.collation import pad
     from fl_queue.training.sgd import SgdOptions, evaluate, local_sgd
@@ -24,6 +25,7 @@ __all__ = [
     "ArrayTask",
     "ClientContext",
     "ClientData",
+    "HFTask",
     "ModelUsage",
     "OnEpoch",
     "Rows",
@@ -43,6 +45,7 @@ __getattr__ = lazy(
         "ArrayTask": "fl_queue.tasks.arrays:ArrayTask",
         "ClientContext": "fl_queue.tasks.context:ClientContext",
         "ClientData": "fl_queue.tasks.base:ClientData",
+        "HFTask": "fl_queue.tasks.hf.trainer_task:HFTask",
         "ModelUsage": "fl_queue.protocol.model_usage:ModelUsage",
         "OnEpoch": "fl_queue.tasks.base:OnEpoch",
         "Rows": "fl_queue.tasks.arrays:Rows",

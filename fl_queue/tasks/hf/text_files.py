@@ -1,0 +1,135 @@
+"""
+Texts, and what belongs to each, from a file: JSON lines, CSV, parquet, or plain text with a text in each line.
+
+Messages quote no cell: only lines, and names that the config has. No torch and no Redis here.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from fl_queue.errors import DataError
+from fl_queue.tasks.hf import packages
+
+#: Suffixes of files that can be read.
+SUFFIXES = (".jsonl", ".json", ".csv", ".parquet", ".txt")
+
+
+def read(path: Path, columns: Sequence[tuple[str, str]]) -> list[tuple[str, ...]]:
+    """
+    Read the rows of a file.
+
+    Args:
+        path: Its suffix decides how it is read; of plain text only the first column is there.
+        columns: Name of each column, and the option that names it, for messages. The first has the text.
+
+    Returns:
+        Of each row a text for each column; numbers as Python writes them. In the file's order.
+
+    Raises:
+        DataError: It cannot be read, or a row lacks a column; names the line.
+    """
+    reader = _READERS.get(path.suffix.lower())
+    if reader is None:
+        raise DataError(
+            str(path),
+            f"is no file of texts: its name must end in one of {', '.join(SUFFIXES)}",
+            public=f"is no file of texts: its name must end in one of {', '.join(SUFFIXES)}",
+        )
+    try:
+        rows = list(reader(path, columns))
+    except OSError as exc:
+        what = f"cannot be read: {exc.strerror}; see data.dir and task.file"
+        raise DataError(str(path), what, public=what) from exc
+    except UnicodeDecodeError as exc:
+        raise DataError(str(path), "is not in UTF-8", public="is not in UTF-8") from exc
+    if not rows:
+        raise DataError(str(path), "has no texts", public="has no texts")
+    return rows
+
+
+def _json_lines(path: Path, columns: Sequence[tuple[str, str]]) -> Iterator[tuple[str, ...]]:
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except (ValueError, RecursionError) as exc:
+                what = f"line {number}: is no JSON object; one object in each line is expected"
+                raise DataError(str(path), what, public=what) from exc
+            yield _cells(path, number, row, columns)
+
+
+def _csv(path: Path, columns: Sequence[tuple[str, str]]) -> Iterator[tuple[str, ...]]:
+    # A text may be longer than the module's 128 KiB; the file's own size limits it.
+    csv.field_size_limit(sys.maxsize)
+    try:
+        # utf-8-sig: spreadsheets put a byte order mark before the first column's name.
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file)
+            for row in reader:
+                yield _cells(path, reader.line_num, row, columns)
+    except csv.Error as exc:
+        raise DataError(
+            str(path), f"is not a CSV file ({exc})", public="is not a CSV file"
+        ) from exc
+
+
+def _parquet(path: Path, columns: Sequence[tuple[str, str]]) -> Iterator[tuple[str, ...]]:
+    try:
+        table = packages.pyarrow_part("parquet").read_table(str(path))
+    except packages.pyarrow().ArrowException as exc:
+        raise DataError(
+            str(path), f"is not a parquet file ({exc})", public="is not a parquet file"
+        ) from exc
+    wanted = [name for name, _ in columns if name in table.column_names]
+    for number, row in enumerate(table.select(wanted).to_pylist(), 1):
+        yield _cells(path, number, row, columns)
+
+
+def _lines(path: Path, columns: Sequence[tuple[str, str]]) -> Iterator[tuple[str, ...]]:
+    if len(columns) > 1:
+        option = columns[1][1]
+        what = f"is plain text, which has no column for {option}; use JSON lines, CSV or parquet"
+        raise DataError(str(path), what, public=what)
+    with path.open(encoding="utf-8") as file:
+        for line in file:
+            if line.strip():
+                yield (line.rstrip("\r\n"),)
+
+
+_READERS = {
+    ".jsonl": _json_lines,
+    ".json": _json_lines,
+    ".csv": _csv,
+    ".parquet": _parquet,
+    ".txt": _lines,
+}
+
+
+def _cells(
+    path: Path, number: int, row: Any, columns: Sequence[tuple[str, str]]
+) -> tuple[str, ...]:
+    """Texts of a row's columns."""
+    if not isinstance(row, dict):
+        what = f"line {number}: is no JSON object; one object in each line is expected"
+        raise DataError(str(path), what, public=what)
+    found = []
+    for name, option in columns:
+        value = row.get(name)
+        if isinstance(value, str):
+            found.append(value)
+        elif isinstance(value, int | float):
+            # True and False as JSON has them.
+            found.append(str(value).lower() if isinstance(value, bool) else str(value))
+        else:
+            state = "has no" if value is None else "has neither text nor number as"
+            what = f"line {number}: {state} {name} ({option})"
+            raise DataError(str(path), what, public=what)
+    return tuple(found)

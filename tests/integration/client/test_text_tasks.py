@@ -1,0 +1,103 @@
+"""Transformers models in whole runs: two sites with their own files, and a pool that trains LoRA."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from fl_queue.models.checkpoint import read_tensors
+from fl_queue.store.embedded.server_pair import start
+from tests.support.federation import Federation, wait_for
+from tests.support.server_binaries import chosen_server
+
+WORDS = {"pos": ("good", "fine"), "neg": ("bad", "poor")}
+TINY = (
+    "train.batch_size=8",
+    "task.max_tokens=24",
+    "run.preflight=off",
+    "run.evaluate_every=0",
+    "round.deadline_s=150",
+)
+BERT = (
+    "run.task=text-classification",
+    "task.architecture=bert",
+    "task.architecture_options={hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16}",
+    "task.classes=neg,pos",
+    "data.partition=site",
+    "data.validation_fraction=0.25",
+)
+GPT2 = (
+    "run.task=causal-lm",
+    "task.architecture=gpt2",
+    "task.architecture_options={n_embd=16, n_layer=1, n_head=2}",
+    "task.lora_rank=2",
+    "clients.kind=simulation",
+    "clients.count=2",
+    "clients.processes=1",
+)
+
+
+def texts(folder: Path, of_site: int) -> Path:
+    """A data folder of forty short texts; those of two sites have no word in common."""
+    folder.mkdir()
+    rows = []
+    for number in range(40):
+        label = ("pos", "neg")[number % 2]
+        rows.append(json.dumps({"text": " ".join([WORDS[label][of_site]] * 3), "label": label}))
+    (folder / "train.jsonl").write_text("\n".join(rows))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory: pytest.TempPathFactory, no_process_left: None) -> Iterator[Federation]:
+    """An aggregator, a pool process, and two sites with a folder each."""
+    folder = tmp_path_factory.mktemp("texts")
+    with start(folder / "state", server=chosen_server()) as redis:
+        made = Federation(redis, folder, 0, evaluator=False)
+        try:
+            made.start("pool", "--processes", "1", "--data", str(texts(folder / "pool", 0)))
+            for number in (1, 2):
+                data = texts(folder / f"site-{number}", number - 1)
+                made.start(f"site-{number}", "--data", str(data))
+            wait_for("workers", lambda: len(made.store.control.workers.living()) == 4, 120)
+            yield made
+        finally:
+            made.close()
+
+
+def test_two_sites_train_a_classifier_on_texts_of_their_own(both: Federation) -> None:
+    run = both.begin(
+        "texts", *TINY, *BERT, "run.rounds=2", "round.cohort=2", "train.learning_rate=0.1"
+    )
+    state = both.finish(run, 170)
+
+    assert (state.state, state.version) == ("completed", 2)
+    for record in both.committed(run):
+        assert sorted(record.accepted) == ["site-1", "site-2"]
+        assert set(record.client_validation["site-1"]) >= {"loss", "accuracy", "auc"}
+
+
+def test_a_pool_trains_lora_and_nothing_else_changes(both: Federation) -> None:
+    run = both.begin(
+        "adapters", *TINY, *GPT2, "run.rounds=2", "round.cohort=2", "train.learning_rate=0.1"
+    )
+    state = both.finish(run, 170)
+
+    assert (state.state, state.version) == ("completed", 2)
+    manifest = both.store.control.versions.manifest(run)
+    assert manifest is not None
+    trained = {spec.name for spec in manifest.tensors} - set(manifest.frozen)
+    assert {name.split(".")[-3] for name in trained} == {"lora_A", "lora_B"}
+    numbers = sum(spec.size for spec in manifest.tensors if spec.name in trained)
+    newest = both.committed(run)[-1].round
+    receipts = both.store.control.receipts.of_round(run, newest).values()
+    assert {receipt.nbytes for receipt in receipts} == {4 * numbers}
+    versions = both.store.control.versions.all(run)
+    folder = both.redis.state_dir / "checkpoints" / run
+    first, last = (read_tensors(folder / f"{versions[n]['digest']}.safetensors") for n in (0, 2))
+    changed = {name for name in first if first[name].tobytes() != last[name].tobytes()}
+    assert changed <= trained
+    assert any("lora_B" in name for name in changed)

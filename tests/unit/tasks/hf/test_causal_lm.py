@@ -1,0 +1,76 @@
+"""The task causal-lm: blocks of joined texts, and a loss over the predicted tokens."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional
+
+from fl_queue.config.run_config import RunConfig
+from fl_queue.experiments import trial
+from fl_queue.tasks.hf import packages, samples
+from fl_queue.tasks.hf.samples import TokenSamples
+from fl_queue.tasks.loading import load_task
+from tests.unit.tasks.hf.test_models import GPT2
+
+TEXT = "the cat sat on the mat\n" * 30
+
+
+def config_of(**options: Any) -> RunConfig:
+    return RunConfig.from_dict(
+        {
+            "run": {"task": "causal-lm"},
+            "train": {"batch_size": 4, "learning_rate": 0.3, "epochs": 3, "accumulate": 2},
+            "task": {**GPT2, "file": "a.txt", "max_tokens": 16, **options},
+        }
+    )
+
+
+@settings(max_examples=50)
+@given(st.lists(st.text(max_size=9), max_size=6), st.integers(2, 12))
+def test_blocks_are_the_texts_one_after_the_other(texts: list[str], size: int) -> None:
+    tokenizer = packages.transformers().ByT5Tokenizer(extra_ids=0)
+
+    found = samples.blocks(tokenizer, texts, size)
+
+    whole = b"".join(text.encode() + b"\xfe" for text in texts)  # \xfe + 3 stands for the end token
+    ids = [1 if byte == 0xFE else byte + 3 for byte in whole]
+    joined = [token for block in found for token in block]
+    assert joined == ids[: len(joined)]
+    assert len(ids) - len(joined) == (len(ids) % size == 1)
+    assert all(len(block) == size for block in found[:-1])
+
+
+def test_the_loss_is_the_mean_over_predicted_tokens(tmp_path: Path) -> None:
+    task = load_task("causal-lm", config_of())
+    model = task.build_model().eval()
+    ids = [[5, 6, 7, 8, 9], [5, 6], [7, 8, 9]]
+    data = TokenSamples(ids, None)
+    batch: Any = task.collate([data[index] for index in range(3)])  # type: ignore[misc]
+
+    output = task.forward(model, batch)
+    expected, count = torch.zeros(()), 0
+    for row in ids:
+        logits = model(input_ids=torch.tensor([row])).logits[0, :-1]
+        expected = expected + functional.cross_entropy(
+            logits, torch.tensor(row[1:]), reduction="sum"
+        )
+        count += len(row) - 1
+    assert task.items(batch) == count == 7
+    torch.testing.assert_close(task.loss(output, batch["labels"]), expected / count)
+
+
+@pytest.mark.parametrize("rank", [0, 2])
+def test_it_learns_with_the_same_bits_each_time(tmp_path: Path, rank: int) -> None:
+    (tmp_path / "a.txt").write_text(TEXT)
+    found = [trial.run_trial(config_of(lora_rank=rank), str(tmp_path)) for _ in range(2)]
+
+    assert found[0].problem == ""
+    assert found[0].trained["loss"] < found[0].base["loss"]
+    assert (found[0].trained, found[0].largest) == (found[1].trained, found[1].largest)
+    assert bool(found[0].frozen) == bool(rank)
