@@ -215,7 +215,8 @@ class Run:
         models = model_export.models_of(self.store, self.run_id, self._state_dir)
         chosen = model_export.version_of(self.store, self.state, version, best)
         manifest, body = models.load_version(chosen)
-        return export.state_dict(manifest, body)
+        base = models.open_base(manifest.base).view if manifest.base is not None else None
+        return export.state_dict(manifest, body, base)
 
     def export(
         self,

@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from fl_queue.client.site import WorkerSettings
 from fl_queue.common.files import Mapped
@@ -23,6 +23,7 @@ from fl_queue.errors import (
 )
 from fl_queue.models.host_cache import HostCache
 from fl_queue.protocol import tensor_layout, virtual_clients
+from fl_queue.protocol.base_part import missing
 from fl_queue.protocol.codecs import codec
 from fl_queue.protocol.header import Header
 from fl_queue.protocol.manifest import Manifest
@@ -43,6 +44,8 @@ from fl_queue.tasks.base import Task
 from fl_queue.tasks.context import ClientContext
 from fl_queue.tasks.error_disclosure import disclosed
 from fl_queue.tasks.loading import load_task
+
+Fetched = TypeVar("Fetched")
 
 MODEL_WAIT_S = 0.5
 _MAX_WHY = 300
@@ -212,17 +215,43 @@ def fetch_base(job: ClientJob) -> RoundModel:
     """
     manifest = manifest_of(job)
     encoding = encoding_of(job)
+
+    def fetch() -> RoundModel:
+        body = job.cache.fetch(
+            job.round.fetched,
+            codec.encoded_nbytes(encoding, manifest),
+            beside=len(job.strategy().fetched),
+        )
+        return RoundModel(manifest, body, encoding, _fetch_state(job, manifest))
+
+    return _waited_for(job, fetch)
+
+
+def fetch_base_part(job: ClientJob) -> memoryview:
+    """
+    The body of the run's base part, fetched once by a host; waited for as ``fetch_base`` does.
+
+    Raises:
+        RoundEnded: The round ended meanwhile.
+        ModelMismatch: The run has no base part.
+        DataError: It is not published.
+    """
+    base = manifest_of(job).base
+    if base is None:
+        raise ModelMismatch(f"run {job.run} has no base part", public=True)
+    if not base.is_published:
+        raise missing(base)
+    return _waited_for(job, lambda: job.cache.fetch_base(base)).view
+
+
+def _waited_for(job: ClientJob, fetch: Callable[[], Fetched]) -> Fetched:
+    """What is fetched, once the data server is there and has it. Raises RoundEnded."""
     waiting = DataWaits(job)
     while True:
         try:
-            body = job.cache.fetch(
-                job.round.fetched,
-                codec.encoded_nbytes(encoding, manifest),
-                beside=len(job.strategy().fetched),
-            )
-            base = RoundModel(manifest, body, encoding, _fetch_state(job, manifest))
+            found = fetch()
             waiting.over()
-            return base
+            return found
         except (ContentMissing, StoreUnavailable) as exc:
             waiting.on(exc)
         time.sleep(MODEL_WAIT_S)

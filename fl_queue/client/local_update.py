@@ -17,8 +17,8 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from fl_queue.client.personalization import Personalization, check_private, private_names
-from fl_queue.common.seeding import seed_for
+from fl_queue.client.personalization import Personalization, check_private
+from fl_queue.client.version_zero import initial_model as initial_model
 from fl_queue.errors import ConfigError, DataError
 from fl_queue.protocol.manifest import Manifest, TensorSpec
 from fl_queue.protocol.records import LOST, Sums
@@ -27,16 +27,17 @@ from fl_queue.strategies.base import ClientContribution, ClientTrainingState, St
 from fl_queue.strategies.layouts import PERSONAL, PRIVATE, state_manifest, update_manifest
 from fl_queue.tasks import calls
 from fl_queue.tasks.base import ClientData, OnEpoch, Task
+from fl_queue.tasks.building import built
 from fl_queue.tasks.context import ClientContext
 from fl_queue.tasks.logged_metrics import TrainingLog
-from fl_queue.training.data_loading import seed_everything
+from fl_queue.training.base_part import Fetch, Untouched
 from fl_queue.training.local_rule import LocalRule
 from fl_queue.training.model_tensors import (
     Arrays,
+    as_loaded,
     check_frozen,
     check_unchanged,
-    load_arrays,
-    manifest_of,
+    small_dtypes,
     state_of,
     views_of,
 )
@@ -50,7 +51,8 @@ class UpdateTensors(Mapping[str, NDArray[Any]]):
     """
     Tensor name -> ``local - base`` (float32), or the local value of an integer buffer (int64).
 
-    Computed when asked for, so that a trained model and its update are not in memory together.
+    Computed when asked for, so that a trained model and its update are not in memory together. The base of
+    a tensor of a smaller dtype is the one that was loaded, rounded: what the rounding lost is not sent.
 
     Args:
         manifest: The run's model.
@@ -67,6 +69,7 @@ class UpdateTensors(Mapping[str, NDArray[Any]]):
         self._specs = {spec.name: spec for spec in manifest.shared().tensors}
         self._local = views_of(model, manifest)
         self._base = base
+        self._rounded = small_dtypes(model, manifest)
 
     def __getitem__(self, name: str) -> NDArray[Any]:
         spec = self._specs[name]
@@ -96,7 +99,10 @@ class UpdateTensors(Mapping[str, NDArray[Any]]):
         for start in range(0, spec.size, _BLOCK):
             block = local[start : start + _BLOCK]
             if spec.kind != "integer_buffer":
-                block = _difference(block, base[start : start + _BLOCK])
+                loaded = base[start : start + _BLOCK]
+                if spec.name in self._rounded:
+                    loaded = as_loaded(loaded, self._rounded[spec.name])
+                block = _difference(block, loaded)
             yield little_endian(block)
 
 
@@ -196,35 +202,6 @@ class ClientStrategy:
         )
 
 
-def initial_model(task: Task, seed: int) -> tuple[Manifest, Arrays]:
-    """
-    Version 0: the manifest and arrays of a freshly built model.
-
-    Args:
-        task: Builds the model.
-        seed: The run's seed; decides the weights.
-
-    Raises:
-        ModelMismatch: A tensor's dtype cannot travel.
-        ConfigError: ``model.private`` matches nothing, or everything; or all parameters are frozen.
-    """
-    seed_everything(seed_for(seed, "initialise"), "cpu")
-    model = calls.model(task)
-    manifest = manifest_of(model)
-    if manifest.frozen and len(manifest.frozen) == sum(
-        s.kind == "parameter" for s in manifest.tensors
-    ):
-        raise ConfigError(
-            "run.task",
-            "every parameter of its model is frozen (requires_grad = False), so there is nothing to "
-            "train; leave one out",
-            public=True,
-        )
-    private = private_names(model, manifest, task.config.model.private)
-    manifest = replace(manifest, private=private)
-    return manifest, views_of(model, manifest)
-
-
 @dataclass(frozen=True)
 class ClientTrainer:
     """
@@ -240,6 +217,7 @@ class ClientTrainer:
         base: Arrays of the base version; not modified.
         context: The client, the round and the site; its ``logged``, if any, is what the training logs.
         plan: The strategy's part; FedAvg has none.
+        fetch_base_part: Brings the run's base part, where the task's build has another one.
     """
 
     task: Task
@@ -247,6 +225,7 @@ class ClientTrainer:
     base: Mapping[str, NDArray[Any]]
     context: ClientContext
     plan: ClientStrategy = field(default_factory=ClientStrategy)
+    fetch_base_part: Fetch | None = None
 
     def train(
         self,
@@ -274,6 +253,7 @@ class ClientTrainer:
         with context.compute.reproducible(context.seed_for("train")):
             data = data or calls.training_data(self.task, context)
             model = self._build()
+            untouched = Untouched(state_of(model), self.manifest.base)
             known = self.plan.known(self.task, self.manifest, context)
             rule = _rule(strategy, known, model, context.min_batch)
             on_loaded()
@@ -290,6 +270,7 @@ class ClientTrainer:
             train_metrics = logged.joined(train_sums, num_examples)
         _check_rule(strategy, rule)
         check_unchanged(model, self.manifest, self.base)
+        untouched.check(state_of(model))
         model.zero_grad()  # Gradients are as large as the model.
         own_metrics, own_model = _personalize(own, context)
         changes = UpdateTensors(self.manifest, model, self.base)
@@ -323,7 +304,9 @@ class ClientTrainer:
         Raises:
             ModelMismatch: A freshly built one shares or trains other tensors than the run's.
         """
-        model = _model(self.task, self.manifest, self.base, self.context.device)
+        model = built(
+            self.task, self.manifest, self.base, self.context.device, self.fetch_base_part
+        )
         check_private(model, self.manifest, self.task.config.model.private)
         check_frozen(model, self.manifest)
         return model
@@ -331,7 +314,14 @@ class ClientTrainer:
     def _personalization(self, data: ClientData, context: ClientContext) -> Personalization:
         plan = self.plan
         return Personalization(
-            self.task, context, self.manifest, self.base, data, plan.strategy, plan.kept
+            self.task,
+            context,
+            self.manifest,
+            self.base,
+            data,
+            plan.strategy,
+            plan.kept,
+            self.fetch_base_part,
         )
 
     def _evaluated(self, model: nn.Module, data: ClientData, context: ClientContext) -> Sums:
@@ -433,21 +423,18 @@ def evaluate_version(
     arrays: Mapping[str, NDArray[Any]],
     dataset: Samples,
     context: ClientContext,
+    fetch_base_part: Fetch | None = None,
 ) -> Sums:
     """
     Metrics of one version on a data set (the evaluator's test data), as sums.
 
+    Args:
+        fetch_base_part: Brings the run's base part, where the task's build has another one.
+
     Raises:
         ModelMismatch: The task builds another model than the run's.
+        DataError: The base part is not here, and cannot be fetched.
     """
     with context.compute.reproducible(context.seed_for("evaluate")):
-        model = _model(task, manifest, arrays, context.device)
+        model = built(task, manifest, arrays, context.device, fetch_base_part)
         return calls.evaluated(task, model, dataset, context)
-
-
-def _model(
-    task: Task, manifest: Manifest, arrays: Mapping[str, NDArray[Any]], device: str
-) -> nn.Module:
-    model = calls.model(task)
-    load_arrays(model, manifest, arrays)
-    return model.to(device)

@@ -30,12 +30,13 @@ from fl_queue.strategies.base import State, Strategy
 from fl_queue.strategies.layouts import PERSONAL, PRIVATE
 from fl_queue.tasks import calls
 from fl_queue.tasks.base import ClientData, Task
+from fl_queue.tasks.building import built
 from fl_queue.tasks.context import ClientContext
+from fl_queue.training.base_part import Fetch
 from fl_queue.training.local_rule import LocalRule
 from fl_queue.training.model_tensors import (
     BATCH_NORM_LAYERS,
     Arrays,
-    load_arrays,
     load_some,
     state_of,
     views_of,
@@ -63,7 +64,9 @@ def private_names(model: nn.Module, manifest: Manifest, patterns: Sequence[str])
     Raises:
         ConfigError: A pattern matches nothing, or no parameter is left to be shared.
     """
-    owners = {spec.name: spec.name for spec in manifest.tensors} | dict(manifest.aliases)
+    base = manifest.base.names if manifest.base is not None else frozenset()
+    owners = {name: name for name in (*base, *(spec.name for spec in manifest.tensors))}
+    owners |= dict(manifest.aliases)
     found: set[str] = set()
     for pattern in patterns:
         if pattern == BATCH_NORM:
@@ -77,7 +80,8 @@ def private_names(model: nn.Module, manifest: Manifest, patterns: Sequence[str])
                 _nothing(pattern, sorted(owners)),
                 public=f"{pattern} matches no tensor of the model",
             )
-        found |= hits
+        # What nobody trains is the same everywhere.
+        found |= hits - base
     parameters = [spec.name for spec in manifest.tensors if spec.kind == "parameter"]
     parameters = [name for name in parameters if name not in manifest.frozen]
     if found and found.issuperset(parameters):
@@ -143,6 +147,7 @@ class Personalization:
         data: The client's.
         strategy: The run's.
         kept: What the client has kept.
+        fetch_base_part: Brings the run's base part, where the task's build has another one.
     """
 
     task: Task
@@ -152,6 +157,7 @@ class Personalization:
     data: ClientData
     strategy: Strategy
     kept: State
+    fetch_base_part: Fetch | None = None
 
     def make_own(self, model: nn.Module) -> Sums:
         """
@@ -221,6 +227,4 @@ class Personalization:
         return metrics.beside(part, sums)
 
     def _build(self, arrays: Mapping[str, NDArray[Any]]) -> nn.Module:
-        model = calls.model(self.task)
-        load_arrays(model, self.manifest, arrays)
-        return model.to(self.context.device)
+        return built(self.task, self.manifest, arrays, self.context.device, self.fetch_base_part)

@@ -26,10 +26,11 @@ from fl_queue.client import (
     unknown_runs,
     update_message,
 )
-from fl_queue.client.assignment import ClientJob, DataWaits, fetch_base
+from fl_queue.client.assignment import ClientJob, DataWaits, fetch_base, fetch_base_part
 from fl_queue.client.client_state import StoredClientState
 from fl_queue.client.progress import Progress, announce, refused, write_best_effort
 from fl_queue.client.site import WorkerSettings
+from fl_queue.client.version_zero import version_zero
 from fl_queue.common import failpoints
 from fl_queue.config.run_config import RunConfig
 from fl_queue.errors import (
@@ -44,9 +45,10 @@ from fl_queue.errors import (
 )
 from fl_queue.models import host_cache
 from fl_queue.models.initial import initial_arrays
-from fl_queue.protocol import tensor_layout, virtual_clients
+from fl_queue.protocol import virtual_clients
 from fl_queue.protocol.codecs import codec
 from fl_queue.protocol.header import MAX_TEXT, Header
+from fl_queue.protocol.manifest import Manifest
 from fl_queue.protocol.records import CANNOT, Purpose
 from fl_queue.store import AWAITED, REDIS_ERRORS, RoundState, RunState, Store, queries
 from fl_queue.store.jobs.rq_types import TimedOut
@@ -361,17 +363,17 @@ def make_update(job: ClientJob) -> ClientResponse:
     residual = stored.state.get(RESIDUAL, {})
     if job.is_watched:
         announce(job, context)
-    result = local_update.train_update(
+    trainer = local_update.ClientTrainer(
         task,
         base.manifest,
         base.arrays(),
         replace(context, logged=logged),
-        on_loaded=base.body.unload,
-        on_epoch=Progress(job, logged).on_epoch,
-        plan=local_update.ClientStrategy(
+        local_update.ClientStrategy(
             strategy, base.server, stored.state, stored.is_lost, job.round.exponent
         ),
+        partial(fetch_base_part, job),
     )
+    result = trainer.train(Progress(job, logged).on_epoch, base.body.unload)
     job_storage.write_state(job, strategy, result, context, residual)
     encoding = codec.encoding(job.config.update)
     environment = context.compute.environment(code_digest(task))
@@ -392,7 +394,10 @@ def make_evaluation(job: ClientJob) -> ClientResponse:
         job_storage.load_state(job, strategy, base.manifest) if has_state else StoredClientState()
     )
     plan = local_update.ClientStrategy(strategy, kept=stored.state)
-    sums = local_update.evaluate_client(task, base.manifest, base.arrays(), context, plan)
+    trainer = local_update.ClientTrainer(
+        task, base.manifest, base.arrays(), context, plan, partial(fetch_base_part, job)
+    )
+    sums = trainer.evaluate()
     environment = context.compute.environment(code_digest(task))
     environment |= {"client_state": stored.note} if stored.note else {}
     return ClientResponse(replace(job.header("evaluation"), metrics=sums, environment=environment))
@@ -405,15 +410,15 @@ def make_initial(job: ClientJob) -> ClientResponse:
     Raises:
         ModelMismatch: The initial model does not fit the task's model; names a tensor.
     """
-    task = job.task()
-    manifest, arrays = local_update.initial_model(task, job.config.run.seed)
-    if job.state.initial:
-        arrays = initial_arrays(job.store, job.run, job.state.initial, manifest, arrays)
+    task, initial = job.task(), job.state.initial
+
+    def filled(manifest: Manifest, built: Mapping[str, Any]) -> dict[str, Any]:
+        return initial_arrays(job.store, job.run, initial or {}, manifest, built)
+
+    made = version_zero(task, job.config.run.seed, filled if initial else None)
     environment = Compute(job.site.device, job.site.threads).environment(code_digest(task))
-    header = update_message.initial_header(job.header("model"), manifest, environment)
-    return ClientResponse(
-        header, (tensor_layout.little_endian(arrays[spec.name]) for spec in manifest.tensors)
-    )
+    header = update_message.initial_header(job.header("model"), made.manifest, environment)
+    return ClientResponse(header, made.pieces())
 
 
 #: Purpose of a round -> the function that makes a client's response to it.

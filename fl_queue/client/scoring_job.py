@@ -12,6 +12,7 @@ from fl_queue.config.run_config import RunConfig
 from fl_queue.errors import ChunksMissing, ContentMissing, DataError, UnknownRun
 from fl_queue.models.model_store import ModelStore
 from fl_queue.protocol import identifiers, tensor_layout
+from fl_queue.protocol.base_part import missing
 from fl_queue.protocol.records import EvaluationState, Sums
 from fl_queue.store import REDIS_ERRORS, RunState, Store
 from fl_queue.store.jobs.rq_types import TimedOut
@@ -80,9 +81,15 @@ def _sums(
     models = ModelStore(store, run, config.redis.chunk_bytes, site.state_dir)
     body = models.fetch(entry["digest"], manifest)
     context = _context(state, site, config)
-    return local_update.evaluate_version(
-        task, manifest, tensor_layout.views(manifest, body), data, context
-    )
+    arrays = tensor_layout.views(manifest, body)
+
+    def fetch_base_part() -> memoryview:
+        assert manifest.base is not None
+        if not manifest.base.is_published:
+            raise missing(manifest.base)
+        return models.cache.fetch_base(manifest.base).view
+
+    return local_update.evaluate_version(task, manifest, arrays, data, context, fetch_base_part)
 
 
 def _context(state: RunState, site: WorkerSettings, config: RunConfig) -> ClientContext:

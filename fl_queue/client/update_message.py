@@ -28,7 +28,7 @@ def initial_header(blank: Header, manifest: Manifest, environment: Mapping[str, 
         manifest=manifest.to_json(),
         environment=environment,
         tensors=tensor_layout.entries(manifest),
-        body_bytes=manifest.nbytes,
+        body_bytes=manifest.initial_nbytes,
     )
 
 

@@ -42,6 +42,12 @@ def _private_problem(patterns: tuple[str, ...]) -> str | None:
     return None
 
 
+def _constant_problem(patterns: tuple[str, ...]) -> str | None:
+    if "" in patterns:
+        return "holds an empty pattern; write one such as *.position_ids, or leave it out"
+    return None
+
+
 def _clients_problem(patterns: tuple[str, ...]) -> str | None:
     for pattern in patterns:
         if not _CLIENTS.fullmatch(pattern):
@@ -345,6 +351,17 @@ class ModelSection(Section):
         "version 0 as a client may send it is no larger than this; bytes, 1 to 64 GiB",
         low=1,
         high=64 * 1024**3,
+    )
+    base: Literal["publish", "local"] = option(
+        "publish",
+        "the frozen tensors of the model, its base part: publish sends them to each host once; local never, each site builds them",
+        use=FIXED,
+    )
+    constant: tuple[str, ...] = option(
+        (),
+        'buffers that no training changes, patterns such as ["*.position_ids"]: they go into the base part, too',
+        check=_constant_problem,
+        use=FIXED,
     )
     private: tuple[str, ...] = option(
         (),

@@ -12,24 +12,27 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
 from fl_queue import metrics
-from fl_queue.client import local_update
+from fl_queue.client.version_zero import version_zero
 from fl_queue.common import seeding
 from fl_queue.config.run_config import RunConfig
 from fl_queue.config.task_catalog import own_code
 from fl_queue.errors import ConfigError, DataError
 from fl_queue.models import initial
 from fl_queue.protocol import tensor_layout, virtual_clients
+from fl_queue.protocol.manifest import Manifest
 from fl_queue.reporting.baselines import CENTRALISED, LOCAL, Baseline, BaselineModel
 from fl_queue.tasks import calls
 from fl_queue.tasks.base import ClientData, Task, code_digest
+from fl_queue.tasks.building import built
 from fl_queue.tasks.context import ClientContext
 from fl_queue.tasks.loading import load_task
 from fl_queue.training import determinism, sgd
-from fl_queue.training.model_tensors import load_arrays, views_of
+from fl_queue.training.model_tensors import views_of
 
 #: Called after each round of a model: its index, the number of models, its client, the round, and finished
 #: metrics on the test set, empty if it was not tested.
@@ -109,14 +112,17 @@ class _BaselineTrainer:
         self.clients = _clients(config, place)
         first = place.folders[0] if place.folders else ""
         self.task = self._load(first)
-        self.manifest, self.base = local_update.initial_model(self.task, config.run.seed)
+        fill = self._filled if config.model.initial else None
+        made = version_zero(self.task, config.run.seed, fill)
+        self.manifest, self.base_part = made.manifest, made.base_body()
         # Building the next model may overwrite what these are views of.
-        self.base = {tensor: array.copy() for tensor, array in self.base.items()}
-        if config.model.initial:
-            self.base = initial.from_file(config.model, self.manifest, self.base)
+        self.base = {tensor: array.copy() for tensor, array in made.arrays.items()}
         self.test = None
         if config.run.evaluate_every:
             self.test = self._test_data(place.test or first)
+
+    def _filled(self, manifest: Manifest, built: Mapping[str, Any]) -> dict[str, Any]:
+        return initial.from_file(self.config.model, manifest, built)
 
     def _load(self, folder: str) -> Task:
         name = self.config.run.task
@@ -206,9 +212,9 @@ class _BaselineTrainer:
         """Yield the model after each round; it is the same object each time."""
         context = self.context(client, 1)
         with context.compute.reproducible(context.seed_for("build")):
-            model = calls.model(self.task)
-            load_arrays(model, self.manifest, self.base)
-            model = model.to(context.device)
+            model = built(
+                self.task, self.manifest, self.base, context.device, lambda: self.base_part
+            )
         for number in range(1, rounds + 1):
             context = self.context(client, number)
             with context.compute.reproducible(context.seed_for("train")):

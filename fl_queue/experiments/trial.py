@@ -50,7 +50,7 @@ class Trial:
         client: Whose data was used.
         parameters: Numbers in the model, buffers included.
         frozen: How many of them are not trained; they are not sent.
-        model_bytes: The model, as float32.
+        model_bytes: The model: what is trained as float32, what is frozen as it is.
         update_bytes: The update's body, as ``update.codec`` has it.
         num_examples, num_validation: Samples.
         unused: Files in the data folder that are not read: kind -> number.
@@ -169,13 +169,15 @@ def _trial(
     refusal: str,
 ) -> Trial:
     manifest, largest = done.manifest, _largest(done.tensors)
+    base = manifest.base
+    frozen = sum(one.size for one in base.tensors) if base is not None else 0
     limit = float(config.aggregation.limit)
     logged = metrics.finish(done.train_metrics)
     return Trial(
         client=context.client,
-        parameters=sum(spec.size for spec in manifest.tensors),
-        frozen=sum(spec.size for spec in manifest.tensors if spec.name in manifest.frozen),
-        model_bytes=manifest.nbytes,
+        parameters=sum(spec.size for spec in manifest.tensors) + frozen,
+        frozen=frozen,
+        model_bytes=manifest.nbytes + (base.nbytes if base is not None else 0),
         update_bytes=codec.encoded_nbytes(codec.encoding(config.update), done.sent),
         num_examples=done.num_examples,
         num_validation=int(done.metrics.get("num_examples", 0)),

@@ -29,6 +29,7 @@ from fl_queue.common.paths import below
 from fl_queue.common.safe_json import dumps
 from fl_queue.errors import CheckpointError, MessageError
 from fl_queue.protocol import identifiers, tensor_layout
+from fl_queue.protocol.base_part import BasePart
 from fl_queue.protocol.manifest import Manifest
 from fl_queue.protocol.tensor_layout import Bytes, Tensor
 
@@ -37,8 +38,12 @@ _SUFFIX = ".safetensors"
 WRITING = ".writing-"
 #: A writer that was killed leaves its folder behind; none that lives takes that long.
 _ABANDONED_S = 3600.0
-#: dtype -> its name in a safetensors file.
+#: dtype of a version's tensor -> its name in a safetensors file; a base part's are such names.
 _DTYPES = {"float32": "F32", "int64": "I64"}
+_BASE = "base-"
+
+#: Tensors of a file, in its order: those of a version, or of a run's base part.
+Layout = Manifest | BasePart
 
 
 def checkpoint_folder(state_dir: Path, run: str) -> Path:
@@ -46,16 +51,16 @@ def checkpoint_folder(state_dir: Path, run: str) -> Path:
     return below(state_dir / "checkpoints", run)
 
 
-def file_name(digest: str) -> str:
-    """Name of the file of a model with that digest."""
-    return f"{digest}{_SUFFIX}"
+def file_name(digest: str, layout: Layout | None = None) -> str:
+    """Name of the file of a model, or of a base part, with that digest. Args: ``layout``: of its tensors."""
+    return f"{_BASE if isinstance(layout, BasePart) else ''}{digest}{_SUFFIX}"
 
 
 class UncommittedCheckpoint:
     """A model that has been written and has no name yet; made by ``writing``."""
 
-    def __init__(self, folder: Path, file: Path, digest: str, start: int) -> None:
-        self._folder, self._file, self.digest = folder, file, digest
+    def __init__(self, path: Path, file: Path, digest: str, start: int) -> None:
+        self._path, self._file, self.digest = path, file, digest
         self._mapped = files.Mapped(file)
         #: The body as it is on disk.
         self.view = self._mapped.view[start:]
@@ -77,20 +82,19 @@ class UncommittedCheckpoint:
         Raises:
             CheckpointError: It cannot be written.
         """
-        path = self._folder / file_name(self.digest)
-        with _write_errors(path):
-            files.put_in_place(self._file, path)
-        return path
+        with _write_errors(self._path):
+            files.put_in_place(self._file, self._path)
+        return self._path
 
 
 class Writer:
     """A model being written, piece by piece; made by ``writing``."""
 
     def __init__(
-        self, folder: Path, file: Path, manifest: Manifest, metadata: Mapping[str, str]
+        self, folder: Path, file: Path, manifest: Layout, metadata: Mapping[str, str]
     ) -> None:
         self._folder, self._file, self._manifest, self._metadata = folder, file, manifest, metadata
-        self._digest, self._written = blake3(), 0
+        self._digest, self._written = blake3(manifest.head), 0
         self._out = files.create(file)
         self._start = self._out.write(_head(manifest, metadata, "0" * 64))
 
@@ -121,7 +125,8 @@ class Writer:
         with _write_errors(self._folder), self._out as out:
             out.seek(0)
             out.write(_head(self._manifest, self._metadata, digest))
-        return UncommittedCheckpoint(self._folder, self._file, digest, self._start)
+        path = self._folder / file_name(digest, self._manifest)
+        return UncommittedCheckpoint(path, self._file, digest, self._start)
 
     def close(self) -> None:
         """Give up the file, if it is not finished."""
@@ -129,7 +134,7 @@ class Writer:
 
 
 @contextmanager
-def writing(folder: Path, manifest: Manifest, metadata: Mapping[str, str]) -> Iterator[Writer]:
+def writing(folder: Path, manifest: Layout, metadata: Mapping[str, str]) -> Iterator[Writer]:
     """
     Write a model piece by piece, so that it need not be in memory; removed again unless it is kept.
 
@@ -156,7 +161,7 @@ def writing(folder: Path, manifest: Manifest, metadata: Mapping[str, str]) -> It
 
 @contextmanager
 def drafted(
-    folder: Path, manifest: Manifest, pieces: Iterable[Bytes | Tensor], metadata: Mapping[str, str]
+    folder: Path, manifest: Layout, pieces: Iterable[Bytes | Tensor], metadata: Mapping[str, str]
 ) -> Iterator[UncommittedCheckpoint]:
     """
     Write a model from its pieces; arguments and errors are those of ``writing``.
@@ -170,7 +175,7 @@ def drafted(
         yield writer.finish()
 
 
-def _head(manifest: Manifest, metadata: Mapping[str, str], digest: str) -> bytes:
+def _head(manifest: Layout, metadata: Mapping[str, str], digest: str) -> bytes:
     """Header before the tensors in a safetensors file; as long for every digest."""
     entries = {"__metadata__": {**metadata, "digest": digest}} | _entries(manifest)
     text = dumps(entries).encode()
@@ -178,10 +183,10 @@ def _head(manifest: Manifest, metadata: Mapping[str, str], digest: str) -> bytes
     return len(text).to_bytes(8, "little") + text
 
 
-def _entries(manifest: Manifest) -> dict[str, Any]:
+def _entries(manifest: Layout) -> dict[str, Any]:
     return {
         spec.name: {
-            "dtype": _DTYPES[spec.dtype],
+            "dtype": _DTYPES.get(spec.dtype, spec.dtype),
             "shape": list(spec.shape),
             "data_offsets": [offset, offset + spec.nbytes],
         }
@@ -199,27 +204,27 @@ def _layout(head: memoryview) -> object:
 
 
 def write(
-    folder: Path, digest: str, manifest: Manifest, body: Bytes, metadata: Mapping[str, str]
+    folder: Path, digest: str, manifest: Layout, body: Bytes, metadata: Mapping[str, str]
 ) -> Path:
     """
-    Write a model version that is in memory, unless it is there already.
+    Write a model version, or a base part, that is in memory, unless it is there already.
 
     Args:
         folder: Made when it does not exist.
-        digest: BLAKE3 of ``body``, which names the file.
+        digest: That of the version or base part, which names the file.
         manifest: Layout of the body.
         body: The model.
         metadata: Texts for the file's header; not part of what the digest names.
 
     Returns:
-        ``<folder>/<digest>.safetensors``, on disk for good.
+        ``<folder>/<digest>.safetensors`` (``base-<digest>.safetensors``), on disk for good.
 
     Raises:
         CheckpointError: It cannot be written (disk full, permissions), or ``digest`` is not that of
             the body; nothing is left behind.
         MessageError: The body is not of the manifest's size.
     """
-    path = _path(folder, digest)
+    path = _path(folder, digest, manifest)
     if _is_complete(path, manifest):
         return path
     with drafted(folder, manifest, [body], metadata) as draft:
@@ -228,14 +233,14 @@ def write(
         return draft.keep()
 
 
-def open_body(folder: Path, digest: str, manifest: Manifest) -> Body:
+def open_body(folder: Path, digest: str, manifest: Layout) -> Body:
     """
-    A model version's body on disk, its digest verified; read as it is looked at.
+    The body of a model version or a base part on disk, its digest verified; read as it is looked at.
 
     Raises:
         CheckpointError: It is missing, damaged, or of another manifest.
     """
-    path = _path(folder, digest)
+    path = _path(folder, digest, manifest)
     try:
         mapped = files.Mapped(path)
     except FileNotFoundError as exc:
@@ -248,7 +253,8 @@ def open_body(folder: Path, digest: str, manifest: Manifest) -> Body:
             str(path), "is damaged, or holds other tensors than the run's model", public=True
         )
     body = Body(mapped, mapped.view[start:])
-    if len(body.view) != manifest.nbytes or tensor_layout.body_digest(body.view) != digest:
+    found = tensor_layout.pieces_digest([manifest.head, body.view])
+    if len(body.view) != manifest.nbytes or found != digest:
         raise CheckpointError(
             str(path), "is damaged: its content does not have that digest", public=True
         )
@@ -268,7 +274,7 @@ class Body:
         self.mapped.unload()
 
 
-def read(folder: Path, digest: str, manifest: Manifest) -> bytearray:
+def read(folder: Path, digest: str, manifest: Layout) -> bytearray:
     """
     Read a model version back into memory, as a body, and verify its digest.
 
@@ -327,14 +333,14 @@ def prune(folder: Path, keep: set[str]) -> None:
                 shutil.rmtree(left, ignore_errors=True)
 
 
-def _path(folder: Path, digest: str) -> Path:
+def _path(folder: Path, digest: str, layout: Layout) -> Path:
     # Digests come from Redis: one such as ../../x must not name a file.
     if not identifiers.is_digest(digest):
         raise CheckpointError(str(folder), f"{digest[:80]!r} is not a digest")
-    return below(folder, file_name(digest))
+    return below(folder, file_name(digest, layout))
 
 
-def _is_complete(path: Path, manifest: Manifest) -> bool:
+def _is_complete(path: Path, manifest: Layout) -> bool:
     try:
         with path.open("rb") as file:
             header_bytes = int.from_bytes(file.read(8), "little")

@@ -3,28 +3,35 @@ Models that a host has fetched: one download for all its clients, and none for a
 
 A file is named by the digest of its content and appears whole. Downloads of a run take turns; one
 that was cut off goes on where it stopped. Files are used while they are there, and safe to remove.
+
+Base parts lie beside the runs' folders: runs with one base share its file, which stays while one of them is
+not over. An empty file in a run's folder marks that it uses it.
 """
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from blake3 import blake3
 
-from fl_queue.common import files
+from fl_queue.common import disk_space, failpoints, files
 from fl_queue.common.files import Mapped
 from fl_queue.common.paths import below
 from fl_queue.errors import DataError, DigestMismatch, LocalStorageError
 from fl_queue.protocol import identifiers, tensor_layout
+from fl_queue.protocol.base_part import BasePart
 from fl_queue.store import Store, keyspace
 
 _PART = ".part"
 _LOCK = ".lock"
 #: The model being trained from, and the one before it, which a slow client may still use.
 _KEPT = 2
+#: Folder of the base parts, which is no run id; also how the mark of a run begins.
+_BASES, _MARK = "base", "base-"
 
 
 def cache_folder(state_dir: Path) -> Path:
@@ -66,7 +73,7 @@ class HostCache:
             # It comes from Redis: one such as ../../x must not name a file.
             raise DataError(str(self.folder), f"{digest[:80]!r} is not a digest")
         path = below(self.folder, self.run, digest)
-        try:
+        with _storage_errors(path):
             body = _open(path, digest, nbytes)
             if body is not None:
                 return body
@@ -77,20 +84,35 @@ class HostCache:
                     body = Mapped(path)
                 _keep_newest(path.parent, digest, _KEPT * (1 + beside))
             return body
-        except OSError as exc:
-            reason = f"cannot be written ({exc.strerror}); free space there, or use --state-dir"
-            raise LocalStorageError(
-                str(path), reason, public="a model cannot be written to the cache; check the disk"
-            ) from exc
+
+    def fetch_base(self, base: BasePart) -> Mapped:
+        """
+        The body of the run's base part as a file of this host, which other runs may share.
+
+        Raises:
+            As ``fetch``; NoRoom: it does not fit on the disk.
+        """
+        path = below(self.folder, _BASES, base.digest)
+        with _storage_errors(path), files.file_lock(path.parent / _LOCK):
+            mark = below(self.folder, self.run, f"{_MARK}{base.digest}")
+            files.folder(mark.parent)
+            mark.touch(files.PRIVATE)
+            body = _open(path, base.digest, base.nbytes, base.head)
+            if body is None:
+                disk_space.check(path.parent, base.nbytes, "the base part of the model")
+                self._download(path, base.nbytes, base.head)
+                body = Mapped(path)
+                failpoints.failpoint("base.fetched")
+            return body
 
     def has(self, digest: str) -> bool:
         """Whether this host has a model."""
         return identifiers.is_digest(digest) and below(self.folder, self.run, digest).exists()
 
-    def _download(self, path: Path, nbytes: int) -> None:
+    def _download(self, path: Path, nbytes: int, head: bytes = b"") -> None:
         digest, part = path.name, path.with_name(path.name + _PART)
         name = keyspace.model_blob(self.run, digest)
-        hasher = blake3()
+        hasher = blake3(head)
         with files.appended(part) as file:
             done = min(file.tell(), nbytes) // self.chunk_bytes  # codespell:ignore tell
             file.truncate(done * self.chunk_bytes)
@@ -112,15 +134,40 @@ def sweep(folder: Path, is_over: Callable[[str], bool]) -> None:
         # Folders of other names are not fl-queue's.
         if identifiers.is_run_id(run.name) and is_over(run.name):
             shutil.rmtree(run, ignore_errors=True)
+    _sweep_bases(folder)
 
 
-def _open(path: Path, digest: str, nbytes: int) -> Mapped | None:
+def _sweep_bases(folder: Path) -> None:
+    """Remove the base parts that no run on this host uses any more."""
+    if not (folder / _BASES).is_dir():
+        return
+    # Without the lock a run could begin to use one between the two looks.
+    with files.file_lock(folder / _BASES / _LOCK):
+        used = {mark.name.removeprefix(_MARK) for mark in folder.glob(f"*/{_MARK}*")}
+        for file in (folder / _BASES).iterdir():
+            digest = file.name.removesuffix(_PART)
+            if identifiers.is_digest(digest) and digest not in used:
+                file.unlink(missing_ok=True)
+
+
+@contextmanager
+def _storage_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as exc:
+        reason = f"cannot be written ({exc.strerror}); free space there, or use --state-dir"
+        raise LocalStorageError(
+            str(path), reason, public="a model cannot be written to the cache; check the disk"
+        ) from exc
+
+
+def _open(path: Path, digest: str, nbytes: int, head: bytes = b"") -> Mapped | None:
     """The file, if its content has the digest of its name: a machine that lost power may have damaged it."""
     try:
         body = Mapped(path)
     except FileNotFoundError:
         return None
-    if len(body.view) == nbytes and tensor_layout.body_digest(body.view) == digest:
+    if len(body.view) == nbytes and tensor_layout.pieces_digest([head, body.view]) == digest:
         return body
     path.unlink(missing_ok=True)
     return None

@@ -244,13 +244,13 @@ def overlay(names: Collection[str], manifest: Manifest, fresh: Sequence[str] = (
     for alias, name in sorted(manifest.aliases.items()):
         other.setdefault(name, []).append(alias)
     loaded: dict[str, str] = {}
-    for spec in manifest.tensors:
-        own = [spec.name, *other.get(spec.name, ())]
+    for tensor in manifest.names:
+        own = [tensor, *other.get(tensor, ())]
         there = next((name for name in own if name in names), None)
         if there is not None and not any(_is_fresh(name, fresh) for name in own):
-            loaded[spec.name] = there
-    of_model = {spec.name for spec in manifest.tensors} | set(manifest.aliases)
-    left = tuple(spec.name for spec in manifest.tensors if spec.name not in loaded)
+            loaded[tensor] = there
+    of_model = {*manifest.names, *manifest.aliases}
+    left = tuple(name for name in manifest.names if name not in loaded)
     return Overlay(loaded, left, tuple(sorted(set(names) - of_model)))
 
 

@@ -2,6 +2,7 @@
 One run's model versions: chunks on the data server, checkpoints and a cache on this machine.
 
 A version is named by the digest of its content and written once; it has the same bytes in all three places.
+So is the run's base part, which is written with version 0 and belongs to all of them.
 """
 
 from __future__ import annotations
@@ -13,11 +14,18 @@ from pathlib import Path
 import numpy as np
 
 from fl_queue.common.files import Mapped
-from fl_queue.errors import CheckpointError, ContentMissing, DigestMismatch, UnknownVersion
+from fl_queue.errors import (
+    CheckpointError,
+    ContentMissing,
+    DataError,
+    DigestMismatch,
+    UnknownVersion,
+)
 from fl_queue.models import checkpoint
 from fl_queue.models.checkpoint import Body, checkpoint_folder
 from fl_queue.models.host_cache import HostCache, cache_folder
 from fl_queue.protocol import header, tensor_layout
+from fl_queue.protocol.base_part import BasePart
 from fl_queue.protocol.codecs import codec
 from fl_queue.protocol.manifest import Manifest
 from fl_queue.store import Store, keyspace
@@ -99,6 +107,21 @@ class ModelStore:
         count = header.chunk_count(nbytes, self.chunk_bytes)
         self.store.data.chunks.drop(keyspace.model_blob(self.run, digest), count)
 
+    def restore_base(self, base: BasePart) -> bool:
+        """
+        Bring a run's base part back to the data server from its file, if its chunks are not there.
+
+        Returns:
+            Whether anything was missing.
+
+        Raises:
+            CheckpointError: The file is missing, or its content does not have the digest.
+        """
+        if not self._is_lost(base.digest, base.nbytes):
+            return False
+        self.publish(base.digest, checkpoint.open_body(self.folder, base.digest, base).view)
+        return True
+
     def restore(
         self, digest: str, manifest: Manifest, download: str = "", encoding: str = "float32"
     ) -> bool:
@@ -146,6 +169,24 @@ class ModelStore:
             return checkpoint.open_body(self.folder, digest, manifest)
         except CheckpointError:
             return self.cache.fetch(digest, manifest.nbytes)
+
+    def open_base(self, base: BasePart) -> Mapped | Body:
+        """
+        The body of a run's base part as a file of this machine, else fetched from the data server.
+
+        Raises:
+            DataError: It is not published: the sites alone have it.
+            ContentMissing, CheckpointError: Neither place has it.
+        """
+        if not base.is_published:
+            raise DataError(
+                f"base part {base.digest[:12]}",
+                "is at the sites alone (model.base = local); export the adapters, with --adapters",
+            )
+        try:
+            return checkpoint.open_body(self.folder, base.digest, base)
+        except CheckpointError:
+            return self.cache.fetch_base(base)
 
     def open_version(self, version: int, manifest: Manifest) -> Mapped | Body:
         """

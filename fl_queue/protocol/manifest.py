@@ -1,4 +1,10 @@
-"""Manifest of a run's model: name, shape and kind of each tensor, and their order in a body."""
+"""
+Manifest of a run's model: name, shape and kind of each tensor, and their order in a body.
+
+A body is the tensors that are trained. What is frozen is named once, as the run's base part
+(``base_part.py``); in runs that began before there were base parts it is in each body, and ``frozen`` names
+it.
+"""
 
 from __future__ import annotations
 
@@ -11,16 +17,16 @@ import numpy as np
 
 from fl_queue.common import safe_json
 from fl_queue.common.safe_json import dumps
-from fl_queue.common.schema import Custom, Invalid, Range
+from fl_queue.common.schema import Custom
 from fl_queue.errors import MessageError
+from fl_queue.protocol.base_part import MAX_DIMENSIONS as MAX_DIMENSIONS
+from fl_queue.protocol.base_part import BasePart, read_shape
 
 #: ``extra``: what clients send beside a parameter; in updates only, never in a model.
 Kind = Literal["parameter", "float_buffer", "integer_buffer", "extra"]
 KINDS: tuple[Kind, ...] = ("parameter", "float_buffer", "integer_buffer", "extra")
 #: Names of extra tensors begin with it, and those of no model's: ``~<extra>/<parameter>``.
 EXTRA = "~"
-#: As many as numpy takes.
-MAX_DIMENSIONS = 32
 #: dtype of a tensor of each kind in a model and in an update (little-endian, C order).
 DTYPES: dict[str, str] = {
     "parameter": "float32",
@@ -32,18 +38,12 @@ DTYPES: dict[str, str] = {
 BATCH_NORM = "@batch_norm"
 
 
-def _read_shape(value: Any) -> tuple[int, ...]:
-    if type(value) is not list or len(value) > MAX_DIMENSIONS:
-        raise Invalid(f"is not a list of at most {MAX_DIMENSIONS} dimensions")
-    return tuple(map(Range(-(2**63)).read, value))
-
-
 @dataclass(frozen=True)
 class TensorSpec:
     """One shared tensor of the model; ``kind`` decides its dtype and how it is merged."""
 
     name: str
-    shape: Annotated[tuple[int, ...], Custom(_read_shape)]
+    shape: Annotated[tuple[int, ...], Custom(read_shape)]
     kind: Kind
 
     @property
@@ -78,12 +78,16 @@ class Manifest:
         private: Names of the tensors whose values stay on each client; a version has those that
             version 0 had.
         frozen: Names of the parameters that are not trained: every version has those of version 0.
+            Empty where there is a base part.
+        base: What is not trained, where it is no part of a body; None: nothing is frozen, or the run
+            began before there were base parts.
     """
 
     tensors: tuple[TensorSpec, ...]
     aliases: Mapping[str, str] = field(default_factory=dict)
     private: tuple[str, ...] = ()
     frozen: tuple[str, ...] = ()
+    base: BasePart | None = None
 
     def __post_init__(self) -> None:
         names = [spec.name for spec in self.tensors]
@@ -98,11 +102,34 @@ class Manifest:
         parameters = {spec.name for spec in self.tensors if spec.kind == "parameter"}
         if not set(self.frozen) <= parameters:
             raise MessageError("manifest: a frozen tensor is not there, or no parameter")
+        if self.base is not None and (self.frozen or not self.base.names.isdisjoint(names)):
+            raise MessageError("manifest: a tensor of the base part is in the body, too")
 
     @property
     def nbytes(self) -> int:
         """Bytes of a body: the tensors one after the other, without gaps."""
         return sum(spec.nbytes for spec in self.tensors)
+
+    @property
+    def head(self) -> bytes:
+        """Bytes that a version's digest covers before the body: none."""
+        return b""
+
+    @property
+    def initial_nbytes(self) -> int:
+        """Bytes of version 0 as its maker sends it: its body, and behind it the base part to publish."""
+        return self.nbytes + (self.published.nbytes if self.published is not None else 0)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the model's tensors, those of the base part among them, sorted."""
+        found = (spec.name for spec in self.tensors)
+        return tuple(sorted((*found, *(self.base.names if self.base is not None else ()))))
+
+    @property
+    def published(self) -> BasePart | None:
+        """The base part, if sites can fetch it."""
+        return self.base if self.base is not None and self.base.is_published else None
 
     def offsets(self) -> Iterable[tuple[TensorSpec, int]]:
         """Each spec with its byte offset in a body."""
@@ -125,13 +152,16 @@ class Manifest:
             "aliases": dict(self.aliases),
         }
         parts = {"private": list(self.private), "frozen": list(self.frozen)}
-        return dumps(fields | {part: names for part, names in parts.items() if names})
+        fields |= {part: names for part, names in parts.items() if names}
+        return dumps(fields | ({"base": asdict(self.base)} if self.base is not None else {}))
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Manifest:
         """A manifest from its JSON. Raises MessageError."""
         made = safe_json.decode(cls, text, "a manifest")
-        if any(spec.kind == "extra" or spec.name.startswith(EXTRA) for spec in made.tensors):
+        names = {spec.name for spec in made.tensors} | (made.base.names if made.base else set())
+        is_extra = any(spec.kind == "extra" for spec in made.tensors)
+        if is_extra or any(name.startswith(EXTRA) for name in names):
             raise MessageError(
                 f"manifest: a model's tensor is extra, or its name begins with {EXTRA}"
             )

@@ -5,8 +5,9 @@ An element is a prefix, a msgpack header, and the body when it travels inline:
 
     b"FLQ1" | round, u32 LE | header bytes, u32 LE | header | body (empty when it is in chunks)
 
-``header.py`` has the header's fields, ``tensor_layout.py`` the layout of a body: float32 values (model),
-float32 differences ``local - base`` (update), int64 values in a group, which is an exact sum. The body of an
+``header.py`` has the header's fields, ``tensor_layout.py`` the layout of a body: float32 values (model; behind
+them its base part, ``base_part.py``), float32 differences ``local - base`` (update), int64 values in a group,
+which is an exact sum. The body of an
 update may be encoded to fewer bytes (``codecs/codec.py``); its header then names the codec, and size and
 digest are of those bytes.
 
@@ -57,15 +58,20 @@ def check_size(manifest: Manifest, most_bytes: int) -> None:
     Raises:
         MessageError: It is larger; names the field.
     """
-    if manifest.nbytes > most_bytes:
+    if manifest.initial_nbytes > most_bytes:
         raise MessageError(
-            f"a model of {manifest.nbytes} bytes is more than {most_bytes}; raise model.max_bytes"
+            f"a model of {manifest.initial_nbytes} bytes is more than {most_bytes}; raise model.max_bytes"
         )
 
 
-def check_layout(header: Header, codec: str, expected: Sequence[TensorEntry]) -> None:
+def check_layout(
+    header: Header, codec: str, expected: Sequence[TensorEntry], behind: int = 0
+) -> None:
     """
     Refuse a header that has another codec, or other tensors than these, one after the other.
+
+    Args:
+        behind: Bytes behind the tensors: a base part.
 
     Raises:
         MessageError: Names the codec, or the first tensor that differs.
@@ -77,7 +83,7 @@ def check_layout(header: Header, codec: str, expected: Sequence[TensorEntry]) ->
             raise MessageError(f"tensor {theirs.name!r} is {theirs[1:]}, the run has {mine}")
     if len(expected) != len(header.tensors):
         raise MessageError(f"{len(header.tensors)} tensors, the run has {len(expected)}")
-    nbytes = sum(entry.nbytes for entry in expected)
+    nbytes = sum(entry.nbytes for entry in expected) + behind
     if header.body_bytes != nbytes:
         raise MessageError(f"body of {header.body_bytes} bytes, the run's has {nbytes}")
 
@@ -186,6 +192,7 @@ def initial_manifest(header: Header, most_bytes: int) -> Manifest:
         MessageError: It is not; names the tensor or the field.
     """
     manifest = Manifest.from_json(header.manifest)
-    check_tensors(header, manifest)
+    behind = manifest.initial_nbytes - manifest.nbytes
+    check_layout(header, "float32", entries(manifest), behind)
     check_size(manifest, most_bytes)
     return manifest

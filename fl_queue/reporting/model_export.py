@@ -13,7 +13,7 @@ from pathlib import Path
 from fl_queue.config.run_config import RunConfig
 from fl_queue.coordinator.rounds import runs
 from fl_queue.errors import ConfigError
-from fl_queue.models import checkpoint, selection
+from fl_queue.models import checkpoint, selection, whole_model
 from fl_queue.models.model_store import ModelStore
 from fl_queue.protocol.manifest import Manifest
 from fl_queue.store import RunState, Store
@@ -107,29 +107,33 @@ def export_version(
     config = runs.current_config(store, state.run_id)
     version = version_of(store, state, request.version, request.best)
     kind = request.kind or format_of(request.path)
-    manifest, body = models_of(store, state.run_id, state_dir).load_version(version)
+    models = models_of(store, state.run_id, state_dir)
+    manifest, body = models.load_version(version)
+    base = models.open_base(manifest.base).view if manifest.base is not None else None
     digest = str(store.control.versions.all(state.run_id)[version]["digest"])
     metadata = {"run": state.name, "version": str(version), "digest": digest}
-    if kind == SAFETENSORS:
-        checkpoint.export(body, manifest, request.path, metadata)
-    else:
+    if kind != SAFETENSORS:
         metadata["task"] = config.run.task
-        _write_with_torch(request, kind, config, manifest, body, metadata)
+        _write_with_torch(request, config, (manifest, body, base), metadata)
+    elif manifest.base is not None and base is not None:
+        tensors = whole_model.tensors_of(manifest, body, manifest.base, base)
+        whole_model.write(request.path, tensors, metadata | {"base": manifest.base.digest})
+    else:
+        checkpoint.export(body, manifest, request.path, metadata)
     return ExportedModel(version, digest, kind, config)
 
 
 def _write_with_torch(
     request: ExportRequest,
-    kind: str,
     config: RunConfig,
-    manifest: Manifest,
-    body: bytearray,
+    model: tuple[Manifest, bytearray, memoryview | None],
     metadata: Mapping[str, str],
 ) -> None:
     from fl_queue.tasks import export  # torch
 
-    if kind == TORCH:
-        export.write_torch(request.path, manifest, body)
+    manifest, body, base = model
+    if (request.kind or format_of(request.path)) == TORCH:
+        export.write_torch(request.path, manifest, body, base)
         return
     task = export.load(config, request.allow, request.data_dir)
-    export.write_onnx(request.path, task, manifest, body, metadata, request.data_dir)
+    export.write_onnx(request.path, task, manifest, body, metadata, request.data_dir, base)

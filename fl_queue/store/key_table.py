@@ -116,7 +116,12 @@ KEYS: tuple[Key, ...] = (
         "flq:{<run>}:manifest",
         "string",
         "control",
-        "JSON: name, shape and kind of each tensor, aliases",
+        (
+            "JSON: name, shape and kind of each tensor of a version, aliases; private: names of those that "
+            "stay on the clients; base: of a model with frozen tensors its base part: digest, nbytes, "
+            "is_published, and name, dtype and shape of each tensor (of runs that began before there "
+            "were base parts frozen: names of tensors of a version)"
+        ),
         "the commit script",
         "until the run is deleted",
         in_backup=True,
@@ -504,11 +509,12 @@ KEYS: tuple[Key, ...] = (
         "flq:chunk:<run>:<digest>:<i>",
         "string",
         "data",
-        "a piece of a model",
+        "a piece of a model, or of the base part of a run",
         "aggregator, healer; `start-round` of an initial model",
         (
             "until superseded; of the two newest versions, of versions that wait for the evaluator or "
-            "that clients are at work on always; of an initial model 7 days"
+            "that clients are at work on always; of a base part until the run is deleted; of an "
+            "initial model 7 days"
         ),
         clients=("read",),
         removable=True,

@@ -22,11 +22,11 @@ from fl_queue.protocol.model_usage import ModelUsage
 from fl_queue.protocol.tensor_layout import Bytes
 from fl_queue.tasks import calls
 from fl_queue.tasks.base import Task
+from fl_queue.tasks.building import built
 from fl_queue.tasks.context import ClientContext
 from fl_queue.tasks.loading import barred, load_task
-from fl_queue.training import sgd
+from fl_queue.training import base_part, sgd
 from fl_queue.training.batches import input_of
-from fl_queue.training.model_tensors import load_arrays
 
 if TYPE_CHECKING:
     import onnx
@@ -60,16 +60,23 @@ def _barred(config: RunConfig, allow: Sequence[str]) -> str:
     return barred(own_code(config.run.task, config.task), allow)
 
 
-def state_dict(manifest: Manifest, body: Bytes) -> dict[str, Tensor]:
-    """Make a state dict of a version; tied tensors share their storage."""
+def state_dict(manifest: Manifest, body: Bytes, base: Bytes | None = None) -> dict[str, Tensor]:
+    """
+    Make a state dict of a version; tied tensors share their storage.
+
+    Args:
+        base: Body of the run's base part, whose tensors keep their dtypes.
+    """
     tensors = {
         name: torch.from_numpy(array.copy())
         for name, array in tensor_layout.views(manifest, body).items()
     }
+    if manifest.base is not None and base is not None:
+        tensors |= base_part.tensors_of(manifest.base, base)
     return tensors | {name: tensors[of] for name, of in manifest.aliases.items()}
 
 
-def write_torch(path: Path, manifest: Manifest, body: Bytes) -> None:
+def write_torch(path: Path, manifest: Manifest, body: Bytes, base: Bytes | None = None) -> None:
     """
     Write a plain state dict, for ``torch.load(path, weights_only=True)``.
 
@@ -77,7 +84,7 @@ def write_torch(path: Path, manifest: Manifest, body: Bytes) -> None:
         DataError: The file cannot be written.
     """
     made = io.BytesIO()
-    torch.save(state_dict(manifest, body), made)
+    torch.save(state_dict(manifest, body, base), made)
     files.write(path, made.getbuffer())
 
 
@@ -88,6 +95,7 @@ def write_onnx(
     body: Bytes,
     properties: Mapping[str, str],
     data_dir: str = "",
+    base: Bytes | None = None,
 ) -> None:
     """
     Write the model as a graph with ``input`` and ``output``, their first dimension of any size.
@@ -98,6 +106,7 @@ def write_onnx(
     Args:
         properties: Metadata of the file, in addition to the task's usage.
         data_dir: Data folder for an example input, if the task has no ``example_input``.
+        base: Body of the run's base part, if it has one.
 
     Raises:
         ConfigError: The packages are missing, or torch cannot turn this model into a graph.
@@ -105,13 +114,13 @@ def write_onnx(
         ModelMismatch: The task's model does not fit the run's.
     """
     _check_packages()
-    if manifest.nbytes > _ONNX_BYTES:
+    if manifest.nbytes + len(base or b"") > _ONNX_BYTES:
         raise ConfigError(
             "--format",
             "onnx files end at 2 GiB, and this model is larger; use safetensors or torch",
         )
-    model = calls.model(task)
-    load_arrays(model, manifest, tensor_layout.views(manifest, body))
+    fetch = None if base is None else lambda: base
+    model = built(task, manifest, tensor_layout.views(manifest, body), fetch=fetch)
     graph = _graph(model.eval(), _example(task, data_dir))
     usage = task.usage()
     metadata = {

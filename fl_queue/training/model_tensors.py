@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from fl_queue.errors import ModelMismatch
 from fl_queue.protocol.manifest import Kind, Manifest, TensorSpec
+from fl_queue.training import base_part
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -34,7 +35,7 @@ BATCH_NORM_LAYERS = (
 
 def manifest_of(model: nn.Module) -> Manifest:
     """
-    The tensors of a model that travel, by kind.
+    The tensors of a model, by kind; ``base_part.split`` takes those out that nobody trains.
 
     Everything in its ``state_dict``: buffers that are not persistent stay on the client. Of tensors
     that share storage only the alphabetically first travels; the others are its aliases. Parameters
@@ -69,13 +70,21 @@ def check_frozen(model: nn.Module, manifest: Manifest) -> None:
     Raises:
         ModelMismatch: It does not; names a parameter.
     """
-    differing = set(manifest_of(model).frozen) ^ set(manifest.frozen)
+    run = set(manifest.frozen)
+    if manifest.base is not None:
+        run = {name for name, one in state_of(model).items() if _is_trainable(one)}
+        run &= manifest.base.names
+    differing = set(manifest_of(model).frozen) ^ run
     if differing:
         raise ModelMismatch(
             f"parameter {min(differing)} is frozen (requires_grad = False) in this machine's model "
             "or in the run's, and not in both; use the same task code and options",
             public=True,
         )
+
+
+def _is_trainable(tensor: Tensor) -> bool:
+    return isinstance(tensor, nn.Parameter) and tensor.is_floating_point()
 
 
 def check_unchanged(model: nn.Module, manifest: Manifest, base: Mapping[str, NDArray[Any]]) -> None:
@@ -103,13 +112,12 @@ def check_unchanged(model: nn.Module, manifest: Manifest, base: Mapping[str, NDA
 
 def load_arrays(model: nn.Module, manifest: Manifest, arrays: Mapping[str, NDArray[Any]]) -> None:
     """
-    Copy arrays into a model, in place.
+    Copy arrays into a model, in place; its base part stays as it is.
 
     Raises:
         ModelMismatch: The model or the arrays have other tensors than the manifest; names one.
     """
-    _check_same(manifest_of(model), manifest)
-    state = state_of(model)
+    state = _checked(model, manifest)
     with torch.no_grad():
         for spec in manifest.tensors:
             array = arrays.get(spec.name)
@@ -138,6 +146,19 @@ def _copy_into(tensor: Tensor, array: NDArray[Any]) -> None:
         tensor.copy_(torch.from_numpy(values))
 
 
+def small_dtypes(model: nn.Module, manifest: Manifest) -> dict[str, torch.dtype]:
+    """Tensor -> dtype, of the tensors that round what is loaded into them: smaller than float32."""
+    state = state_of(model)
+    kept = (spec.name for spec in manifest.tensors if spec.kind != "integer_buffer")
+    return {name: state[name].dtype for name in kept if state[name].dtype.itemsize < 4}
+
+
+def as_loaded(values: NDArray[Any], dtype: torch.dtype) -> NDArray[Any]:
+    """Float32 values as a tensor of a smaller dtype has them, float32 again."""
+    rounded = torch.from_numpy(np.array(values)).to(dtype)
+    return np.asarray(rounded.to(torch.float32).numpy())
+
+
 def views_of(model: nn.Module, manifest: Manifest) -> Arrays:
     """
     A model's tensors as they travel: float32 or int64, C order; copied where they are not so.
@@ -145,8 +166,7 @@ def views_of(model: nn.Module, manifest: Manifest) -> Arrays:
     Raises:
         ModelMismatch: The model has other tensors than the manifest; names one.
     """
-    _check_same(manifest_of(model), manifest)
-    state = state_of(model)
+    state = _checked(model, manifest)
     return {
         spec.name: np.ascontiguousarray(
             state[spec.name].detach().to("cpu", _torch_dtype(spec)).numpy()
@@ -180,8 +200,17 @@ def _torch_dtype(spec: TensorSpec) -> torch.dtype:
     return torch.int64 if spec.kind == "integer_buffer" else torch.float32
 
 
-def _check_same(found: Manifest, wanted: Manifest) -> None:
-    ours = {spec.name: spec for spec in found.tensors}
+def _checked(model: nn.Module, wanted: Manifest) -> dict[str, Tensor]:
+    """The tensors of a model that has those of the run's. Raises ModelMismatch: it has others."""
+    state, found = state_of(model), manifest_of(model)
+    if wanted.base is not None:
+        base_part.check_same(state, wanted.base)
+    _check_same(found, wanted, wanted.base.names if wanted.base is not None else frozenset())
+    return state
+
+
+def _check_same(found: Manifest, wanted: Manifest, base: frozenset[str]) -> None:
+    ours = {spec.name: spec for spec in found.tensors if spec.name not in base}
     theirs = {spec.name: spec for spec in wanted.tensors}
     for name in sorted(ours.keys() | theirs.keys()):
         if ours.get(name) != theirs.get(name):

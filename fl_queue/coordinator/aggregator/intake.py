@@ -317,6 +317,8 @@ class UpdateIntake:
             )
         body = self._body_of(header, content)
         message.check_body(header, body)
+        if manifest.published and not manifest.published.is_of(body[manifest.nbytes :]):
+            raise MessageError("its base part does not have the digest of its manifest")
         self.initial = (manifest, body)
 
     def _body_of(self, header: Header, content: memoryview) -> memoryview:

@@ -23,6 +23,7 @@ from fl_queue.errors import CheckpointError, ContentMissing, FLQueueError
 from fl_queue.models import checkpoint
 from fl_queue.models.checkpoint import Body
 from fl_queue.models.model_store import ModelStore
+from fl_queue.protocol.base_part import BasePart
 from fl_queue.protocol.manifest import Manifest
 from fl_queue.protocol.records import RoundRecord
 from fl_queue.protocol.tensor_layout import Bytes, Tensor
@@ -112,13 +113,23 @@ class VersionBuilder:
 
     def build_initial(self, manifest: Manifest, body: Bytes) -> BuiltVersion:
         """
-        Build version 0, as a client has sent it.
+        Build version 0, as a client has sent it, and store the run's base part.
 
         Raises:
             CheckpointError: It cannot be written.
         """
+        view = memoryview(body)
+        if manifest.published is not None:
+            self._store_base_part(manifest.published, view[manifest.nbytes :])
         with ExitStack() as stack:
-            return self._write(stack, 0, manifest, [body], {})
+            return self._write(stack, 0, manifest, [view[: manifest.nbytes]], {})
+
+    def _store_base_part(self, base: BasePart, body: Bytes) -> None:
+        """Write the base part to disk and to the data server, once a run. Raises CheckpointError."""
+        checkpoint.write(self.models.folder, base.digest, base, body, {"run": self.run})
+        failpoints.failpoint("base.written")
+        self.models.publish(base.digest, body)
+        failpoints.failpoint("base.published")
 
     def build_next(
         self,

@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -19,13 +18,13 @@ from typing import Any
 
 from fl_queue._version import __version__
 from fl_queue.common.safe_json import dumps, loads
+from fl_queue.coordinator.operations import backup_models
 from fl_queue.coordinator.operations.backup_file import (
     FORMAT,
     Document,
     opened,
     pack,
     read_document,
-    read_model,
     write_errors,
 )
 from fl_queue.coordinator.rounds import lifecycle, statement_signing
@@ -33,7 +32,6 @@ from fl_queue.coordinator.rounds.runs import current_config, find_run
 from fl_queue.errors import (
     CheckpointError,
     ConfigError,
-    ContentMissing,
     DataError,
     RunStateError,
     UnknownRun,
@@ -49,7 +47,6 @@ from fl_queue.protocol.state import RunPhase
 from fl_queue.store import RunState, Store
 from fl_queue.store.transactions import backups
 from fl_queue.store.transactions.backups import RestoredRun
-from fl_queue.strategies.layouts import state_manifest
 
 
 @dataclass(frozen=True)
@@ -124,7 +121,7 @@ def _with_newest(store: Store, state: RunState, state_dir: Path, writing: Path) 
     while True:
         document = _snapshot(store, state)
         try:
-            _stage(store, document, document.version, state_dir, writing)
+            backup_models.stage(store, document, document.version, state_dir, writing)
         except (UnknownVersion, CheckpointError):
             if max(store.control.versions.all(state.run_id), default=-1) <= document.version:
                 raise
@@ -147,36 +144,10 @@ def _with_best(
     store: Store, document: Document, best: int, state_dir: Path, writing: Path
 ) -> tuple[Document, str]:
     try:
-        _stage(store, document, best, state_dir, writing)
+        backup_models.stage(store, document, best, state_dir, writing)
     except (UnknownVersion, CheckpointError) as exc:
         return document, str(exc)
     return replace(document, models=[best, document.version]), ""
-
-
-def _stage(store: Store, document: Document, version: int, state_dir: Path, writing: Path) -> None:
-    run = document.run_id
-    models = ModelStore(store, run, document.chunk_bytes, state_dir)
-    manifest, body = models.load_version(version)
-    digest = document.digest(version)
-    metadata = {"run": run, "version": str(version), "digest": digest}
-    try:
-        checkpoint.write(writing, digest, manifest, body, metadata)
-        if version == document.version:
-            _stage_state(models, document, manifest, writing)
-    except CheckpointError as exc:
-        raise DataError(str(writing.parent), exc.reason) from exc
-
-
-def _stage_state(models: ModelStore, document: Document, manifest: Manifest, writing: Path) -> None:
-    """State of the strategy at the newest version."""
-    run, layout = document.run_id, state_manifest(manifest)
-    for name, digest in document.server_state.items():
-        try:
-            body = models.open_body(digest, layout)
-        except (ContentMissing, CheckpointError) as exc:
-            raise UnknownVersion(run, document.version, f"lacks its state {name!r}: {exc}") from exc
-        metadata = {"run": run, "version": str(document.version), "state": name, "digest": digest}
-        checkpoint.write(writing, digest, layout, body.view, metadata)
 
 
 def _snapshot(store: Store, state: RunState) -> Document:
@@ -249,7 +220,7 @@ def restore(
         _refuse_taken(chosen, store.control.runs.names())
         run = identifiers.new_run_id(chosen)
         models = ModelStore(store, run, document.chunk_bytes, state_dir)
-        _restore_models(models, archive, path, document, manifest)
+        backup_models.restore_models(models, archive, path, document, manifest)
     try:
         _create(store, document, run, chosen)
     except RunStateError:
@@ -257,29 +228,12 @@ def restore(
         shutil.rmtree(models.folder, ignore_errors=True)
         for digest in (document.digest(document.version), *document.server_state.values()):
             models.drop(digest, manifest.nbytes)
+        if manifest.published is not None:
+            models.drop(manifest.published.digest, manifest.published.nbytes)
         raise
     # Publishes the evaluation of the newest version, if it has none.
     lifecycle.advance(store, run)
     return find_run(store, run)
-
-
-def _restore_models(
-    models: ModelStore,
-    archive: zipfile.ZipFile,
-    path: Path,
-    document: Document,
-    manifest: Manifest,
-) -> None:
-    """Write the models and the strategy's state of a backup to disk and to the data server, or nothing."""
-    try:
-        # The newest last: it also goes to the data server, when all else is good.
-        for version in sorted(document.models):
-            _restore_model(models, archive, path, document, manifest, version)
-        _restore_state(models, archive, path, document, manifest)
-    # Whatever ends it, an interrupt or RQ's timeout too: it is raised again after the clean-up.
-    except BaseException:
-        shutil.rmtree(models.folder, ignore_errors=True)
-        raise
 
 
 def _check_signed(store: Store, document: Document, manifest: Manifest) -> None:
@@ -310,39 +264,6 @@ def _refuse_taken(name: str, living: Mapping[str, str]) -> None:
             name,
             f"there is a run of that name; restore under another one with `--run NAME`, or remove it with `fl-queue delete {name}`",
         )
-
-
-def _restore_model(
-    models: ModelStore,
-    archive: zipfile.ZipFile,
-    path: Path,
-    document: Document,
-    manifest: Manifest,
-    version: int,
-) -> None:
-    run, folder, digest = models.run, models.folder, document.digest(version)
-    body = read_model(archive, path, digest, manifest, folder)
-    entry = document.versions[str(version)]
-    metadata = {"run": run, "version": str(version), "round": str(entry["round"]), "digest": digest}
-    checkpoint.write(folder, digest, manifest, body, metadata)
-    if version == document.version:
-        models.publish(digest, body)
-
-
-def _restore_state(
-    models: ModelStore,
-    archive: zipfile.ZipFile,
-    path: Path,
-    document: Document,
-    manifest: Manifest,
-) -> None:
-    """State of the strategy at the newest version, on disk and on the data server."""
-    run, folder, layout = models.run, models.folder, state_manifest(manifest)
-    for name, digest in document.server_state.items():
-        body = read_model(archive, path, digest, layout, folder)
-        metadata = {"run": run, "version": str(document.version), "state": name, "digest": digest}
-        checkpoint.write(folder, digest, layout, body, metadata)
-        models.publish(digest, body)
 
 
 def _create(store: Store, document: Document, run: str, name: str) -> None:

@@ -5,6 +5,7 @@ A zip file with nothing in it compressed::
 
     run.json                  the fields of ``Document``: what the control server knew, at one moment
     <digest>.safetensors      the newest version, what its strategy keeps with it, and the best version
+    base-<digest>.safetensors the base part of a run that publishes one
 
 Whatever a file holds, reading it raises ``DataError`` and takes no more memory than the caps allow.
 Nothing is unpickled.
@@ -28,6 +29,7 @@ from fl_queue.common.safe_json import dumps
 from fl_queue.config.run_config import RunConfig
 from fl_queue.errors import CheckpointError, ConfigError, DataError, MessageError
 from fl_queue.models import checkpoint
+from fl_queue.models.checkpoint import Layout
 from fl_queue.protocol import identifiers
 from fl_queue.protocol.manifest import Manifest
 from fl_queue.protocol.records import EvaluationState, RoundRecord
@@ -124,6 +126,9 @@ def pack(document: Document, writing: Path, path: Path) -> None:
         for digest in dict.fromkeys([*digests, *document.server_state.values()]):
             entry = checkpoint.file_name(digest)
             archive.write(writing / entry, entry)
+        if (base := Manifest.from_json(dumps(document.manifest)).published) is not None:
+            entry = checkpoint.file_name(base.digest, base)
+            archive.write(writing / entry, entry)
     files.put_in_place(file, path)
 
 
@@ -199,10 +204,10 @@ def read_document(
 
 
 def read_model(
-    archive: zipfile.ZipFile, path: Path, digest: str, manifest: Manifest, folder: Path
+    archive: zipfile.ZipFile, path: Path, digest: str, manifest: Layout, folder: Path
 ) -> bytearray:
-    """A model's body, its digest checked; ``folder`` is where it is unpacked meanwhile. Raises DataError."""
-    info = _entry(archive, path, checkpoint.file_name(digest))
+    """The body of a model or a base part, its digest checked; ``folder`` is where it is unpacked meanwhile. Raises DataError."""
+    info = _entry(archive, path, checkpoint.file_name(digest, manifest))
     if not manifest.nbytes <= info.file_size <= manifest.nbytes + MAX_HEADER_BYTES:
         raise DataError(
             str(path), f"{info.filename} has {info.file_size} bytes, which is not the model's size"

@@ -281,6 +281,9 @@ class Healer:
                     run,
                     digest[:12],
                 )
+            base = None if is_state else manifest.published
+            if base is not None and models.restore_base(base):
+                log.warning("run=%s base part was not on the data server: restored", run)
         except CheckpointError as exc:
             # If no machine has the checkpoint, the round ends by its closing rule.
             self._lacks_checkpoint = True

@@ -31,7 +31,7 @@ def deadline_s(store: Store, state: RunState, config: RunConfig, purpose: Purpos
     nbytes = 0
     if purpose == Purpose.evaluate:
         manifest = store.control.versions.manifest(state.run_id)
-        nbytes = manifest.nbytes if manifest is not None else 0
+        nbytes = manifest.initial_nbytes if manifest is not None else 0
     elif state.initial:
         nbytes = 2 * int(state.initial["nbytes"])  # Fetched, and sent back.
     longest = max(LEAST_S, config.round.deadline_s, config.train.timeout_s)

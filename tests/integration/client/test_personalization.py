@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import shutil
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -17,7 +18,7 @@ from fl_queue.errors import ConfigError
 from fl_queue.models import selection
 from fl_queue.protocol.records import RoundRecord
 from fl_queue.reporting import comparison, curves, model_export, rounds_table
-from fl_queue.store import Store, keyspace
+from fl_queue.store import RunState, Store, keyspace
 from fl_queue.store.embedded.server_pair import start
 from tests.support.checkout import ROOT
 from tests.support.federation import Federation, wait_for
@@ -208,6 +209,13 @@ def test_a_run_that_goes_on_goes_on_with_what_clients_keep(both: Federation) -> 
     both.free(run)
 
 
+def exported(federation: Federation, state: RunState, version: int) -> dict[str, Any]:
+    path = federation.folder / f"lora-{version}.safetensors"
+    request = model_export.ExportRequest(path, version=version)
+    model_export.export_version(federation.store, state, federation.redis.state_dir, request)
+    return load_file(path)
+
+
 def test_adapters_are_trained_and_nothing_of_their_frozen_base_is_sent(both: Federation) -> None:
     run = finished(both, "lora", *LORA, "model.keep_updates=true")
 
@@ -216,20 +224,22 @@ def test_adapters_are_trained_and_nothing_of_their_frozen_base_is_sent(both: Fed
     manifest = store.control.versions.manifest(run)
     assert manifest is not None
     layers = ("hidden1", "hidden2", "output")
-    assert set(manifest.frozen) == {f"{x}.base.{y}" for x in layers for y in ("weight", "bias")}
+    assert manifest.base is not None
+    assert manifest.base.names == {f"{x}.base.{y}" for x in layers for y in ("weight", "bias")}
     # Twice, as SCAFFOLD has controls beside the changes: 6,376 numbers of 205,586.
     newest = both.committed(run)[-1].round  # Receipts live two rounds.
     sizes = {r.nbytes for r in store.control.receipts.of_round(run, newest).values()}
     assert sizes == {2 * 4 * 6376}
     verdicts = verification.verify(store, state, both.redis.state_dir)
     assert [verdict.result for verdict in verdicts] == ["same", "same"]
-    path = both.folder / "lora.safetensors"
     folder = both.redis.state_dir / "checkpoints" / run
     versions = store.control.versions.all(run)
-    first = load_file(folder / f"{versions[0]['digest']}.safetensors")
-    request = model_export.ExportRequest(path, version=2)
-    model_export.export_version(store, state, both.redis.state_dir, request)
-    last = load_file(path)
+    bases = [path.stat().st_size for path in folder.glob("base-*")]
+    assert len(bases) == 1
+    assert bases[0] > 4 * 199210
+    adapters = [folder / f"{versions[number]['digest']}.safetensors" for number in range(3)]
+    assert all(path.stat().st_size < 4 * 6376 + 4096 for path in adapters)
+    first, last = (exported(both, state, number) for number in (0, 2))
     assert first.keys() == last.keys()
     changed = {name for name in first if first[name].tobytes() != last[name].tobytes()}
     assert changed == {f"{x}.{y}" for x in layers for y in "ab"}

@@ -86,7 +86,7 @@ def test_a_run_keeps_what_decides_whose_data_and_which_model_it_has() -> None:
         "data.alpha", "data.shards_per_client", "data.samples_per_client", "data.labels_per_client",
         "data.exponent", "data.noise", "data.rotation", "data.shares", "data.validation_fraction",
         "data.train_per_class", "data.validation_per_class", "aggregation.strategy",
-        "model.private", "update.error_feedback", "redis.chunk_bytes",
+        "model.base", "model.constant", "model.private", "update.error_feedback", "redis.chunk_bytes",
     }  # fmt: skip
     assert is_fixed("task.classes")
     assert not is_fixed("strategy.mu")

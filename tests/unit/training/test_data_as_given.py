@@ -27,6 +27,7 @@ from fl_queue.tasks.images.settings import ImageSettings
 from fl_queue.tasks.loading import load_task
 from fl_queue.training import sgd
 from fl_queue.training.mixed_precision import Precision
+from fl_queue.training.model_tensors import manifest_of
 from fl_queue.training.plain_sgd import PlainSGD
 
 PIXELS = torch.full((60, 3), 99.0)
@@ -236,7 +237,7 @@ def test_a_mask_of_infinities_does_not_spoil_an_update(monkeypatch: pytest.Monke
 
 def test_values_that_become_infinite_are_still_reported() -> None:
     model = nn.Linear(1, 1, bias=False)
-    manifest: Manifest = local_update.manifest_of(model)
+    manifest: Manifest = manifest_of(model)
     base = {"weight": np.array([[1.0]], np.float32)}
     with torch.no_grad():
         model.weight[:] = torch.inf

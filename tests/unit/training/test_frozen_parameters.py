@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -15,6 +16,7 @@ from torch.utils.data import TensorDataset
 from fl_queue.aggregation.exact_sum import ExactSum
 from fl_queue.aggregation.scales import Scale
 from fl_queue.client.local_update import ClientStrategy, TrainingResult, initial_model, train_update
+from fl_queue.client.version_zero import version_zero
 from fl_queue.config.run_config import RunConfig
 from fl_queue.errors import ConfigError, MessageError, ModelMismatch
 from fl_queue.protocol.codecs import codec
@@ -23,7 +25,7 @@ from fl_queue.strategies import get_strategy
 from fl_queue.strategies.layouts import client_layouts, state_manifest, update_manifest
 from fl_queue.tasks.base import ClientData, OnEpoch, Task
 from fl_queue.tasks.context import ClientContext
-from fl_queue.training.model_tensors import manifest_of
+from fl_queue.training.model_tensors import manifest_of, views_of
 from tests.support import exact_sums
 from tests.support.checkout import ROOT
 
@@ -68,7 +70,7 @@ class Disobedient(Tuned):
 def task_of(kind: type[Tuned] = Tuned, strategy: str = "fedavg", **sections: Any) -> Tuned:
     weighting = get_strategy(strategy).WEIGHTINGS[0]
     rule = {"strategy": strategy, "weighting": weighting}
-    raw = {"run": {"task": "x:y"}, "aggregation": rule, **sections}
+    raw = {"run": {"task": "x:y", "seed": 1}, "aggregation": rule, **sections}
     return kind(RunConfig.from_dict(raw))
 
 
@@ -81,11 +83,15 @@ def trained(task: Task, model: tuple[Manifest, Any] | None = None) -> TrainingRe
 
 def test_a_manifest_names_what_is_frozen_and_survives_json() -> None:
     manifest = initial_model(task_of(), 1)[0]
-    assert manifest.frozen == FROZEN
+    assert manifest.base is not None
+    assert (manifest.frozen, manifest.base.names) == ((), frozenset(FROZEN))
     assert Manifest.from_json(manifest.to_json()) == manifest
-    assert '"frozen":' not in initial_model(task_of(Unfrozen), 1)[0].to_json()
+    plain = initial_model(task_of(Unfrozen), 1)[0]
+    assert not {"frozen", "base"} & json.loads(plain.to_json()).keys()
     with pytest.raises(MessageError, match="frozen tensor is not there"):
-        replace(manifest, frozen=("2.weight",))
+        replace(plain, frozen=("2.weight",))
+    with pytest.raises(MessageError, match="base part is in the body, too"):
+        replace(plain, base=manifest.base)
     with pytest.raises(MessageError, match="or no parameter"):
         Manifest((TensorSpec("steps", (), "integer_buffer"),), frozen=("steps",))
 
@@ -112,9 +118,18 @@ def test_nothing_of_a_frozen_tensor_is_sent_kept_or_summed(strategy: str) -> Non
         assert not {s.name for s in layout.tensors} & set(FROZEN)
 
 
+def whole_of(task: Tuned) -> tuple[Manifest, Any]:
+    """Version 0 as runs of older releases have it: with the frozen tensors in its body."""
+    made = version_zero(task, 1)
+    whole = manifest_of(made.model)
+    return whole, views_of(made.model, whole)
+
+
 def test_the_next_model_has_the_frozen_bits_of_version_0() -> None:
+    """In a run that began before there were base parts."""
     task = task_of()
-    manifest, base = initial_model(task, 1)
+    manifest, base = whole_of(task)
+    assert (manifest.frozen, manifest.base) == (FROZEN, None)
     made = trained(task, (manifest, base))
     sent = update_manifest(get_strategy("fedavg"), manifest)
     total = ExactSum(sent, {"parameter": Scale(40, 64.0)}, 30)
@@ -127,11 +142,20 @@ def test_the_next_model_has_the_frozen_bits_of_version_0() -> None:
     assert (body[frozen:] != old[frozen:]).mean() > 0.9
 
 
+def test_a_run_of_an_older_release_trains_the_same_bits() -> None:
+    task = task_of()
+    new, old = dict(trained(task).tensors), dict(trained(task, whole_of(task)).tensors)
+    assert new.keys() == old.keys() == {"1.bias", "1.weight"}
+    assert all(new[name].tobytes() == old[name].tobytes() for name in new)
+    with pytest.raises(ModelMismatch, match=r"0\.bias is frozen .* its training changed it"):
+        trained(task_of(Disobedient), whole_of(task_of(Disobedient)))
+
+
 def test_the_trained_layer_has_the_bits_it_has_when_the_frozen_one_is_sent_too() -> None:
     """What is not sent was zero: nothing else about the training is another."""
     task = task_of()
-    manifest, base = initial_model(task, 1)
-    made = dict(trained(task, (manifest, base)).tensors)
+    base = whole_of(task)[1]
+    made = dict(trained(task).tensors)
 
     class Plain(Tuned):
         """The same, with the frozen layer as buffers."""
