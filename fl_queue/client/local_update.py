@@ -274,7 +274,14 @@ class ClientTrainer:
         model.zero_grad()  # Gradients are as large as the model.
         own_metrics, own_model = _personalize(own, context)
         changes = UpdateTensors(self.manifest, model, self.base)
-        found = self._contribution(replace(known, steps=rule.steps, change=changes.__getitem__))
+        found = self._contribution(
+            replace(
+                known,
+                steps=rule.steps,
+                gradient_sum=rule.gradient_sum.total,
+                change=changes.__getitem__,
+            )
+        )
         sent, metrics = update_manifest(strategy, self.manifest), {**metrics, **own_metrics}
         return TrainingResult(
             changes, num_examples, metrics, train_metrics, train_s, sent, found, self.manifest, own_model
@@ -404,7 +411,10 @@ def _rule(
         if correction.offset is not None:
             offset = np.broadcast_to(correction.offset(name), tuple(parameter.shape))
             offsets[parameter] = torch.tensor(offset.copy()).to(parameter)
-    return LocalRule(correction.proximal, anchors, offsets, fewest)
+    only_sgd = (
+        strategy.training_refusals("adamw")["optimizer"] if strategy.needs_gradient_sum else ""
+    )
+    return LocalRule(correction.proximal, anchors, offsets, fewest, only_sgd, known.learning_rate)
 
 
 def _loss(task: Task, model: nn.Module, dataset: Samples, context: ClientContext) -> float:

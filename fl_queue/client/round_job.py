@@ -58,6 +58,7 @@ from fl_queue.tasks.error_disclosure import class_name, disclosed
 from fl_queue.tasks.logged_metrics import TrainingLog
 from fl_queue.training import data_loading
 from fl_queue.training.determinism import Compute
+from fl_queue.training.optimizers import implementation
 
 log = logging.getLogger(__name__)
 
@@ -378,6 +379,8 @@ def make_update(job: ClientJob) -> ClientResponse:
     encoding = codec.encoding(job.config.update)
     environment = context.compute.environment(code_digest(task))
     environment |= {"client_state": stored.note} if stored.note else {}
+    if (name := job.config.train.optimizer) != "sgd":
+        environment["optimizer"] = implementation(name, context.device)
     header = update_message.build_header(
         job.header("update"), result, encoding, environment, context
     )

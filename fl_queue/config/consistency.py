@@ -11,6 +11,7 @@ from fl_queue.config.data_section import check_data
 from fl_queue.config.schema import RoundSection
 from fl_queue.config.settings import RunSettings
 from fl_queue.config.task_catalog import TASKS
+from fl_queue.config.training_rules import check_training
 from fl_queue.errors import ConfigError
 from fl_queue.strategies import STRATEGIES
 from fl_queue.strategies.base import Strategy
@@ -30,6 +31,7 @@ def check(settings: RunSettings) -> None:
     check_data(settings.data, settings.run.task, settings.task, settings.clients.count)
     _check_strategy(settings)
     _check_beginning(settings)
+    check_training(settings.train, settings.plain_strategy())
     _check_mode(settings)
     if not settings.is_simulation:
         _check_named_clients(settings)

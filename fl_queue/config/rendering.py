@@ -8,6 +8,7 @@ from typing import Any
 from fl_queue.common import toml_text
 from fl_queue.common.redis_url import mask
 from fl_queue.common.toml_text import value_text
+from fl_queue.config.optimizer_catalog import OPTIMIZERS
 from fl_queue.config.run_config import RunConfig
 from fl_queue.config.schema import OPEN, SECTIONS
 from fl_queue.config.task_catalog import TASKS
@@ -57,6 +58,7 @@ def render_reference() -> str:
             lines.append(
                 f"| `{section}.{key}` | `{value_text(field.default)}` | {field.doc} | `{variable}` |"
             )
+    lines += _optimizers()
     lines += ["", "## [task]", "", "Options of the task itself. A task of your own takes any."]
     for name, entry in TASKS.items():
         lines += ["", f"### {name}", "", f"{entry.doc[0].upper()}{entry.doc[1:]}."]
@@ -74,6 +76,24 @@ def render_reference() -> str:
             default = value_text(field.default)
             lines.append(f"| {name} | `strategy.{key}` | `{default}` | {field.doc} |")
     return "\n".join(lines) + "\n"
+
+
+def _optimizers() -> list[str]:
+    """The options of the optimizers."""
+    lines = [
+        "",
+        "## Optimizers",
+        "",
+        "What `train.optimizer` names, and `train.optimizer_options` holds.",
+    ]
+    lines += ["", "| optimizer | steps |", "|---|---|"]
+    lines += [f"| {name} | {entry.doc} |" for name, entry in OPTIMIZERS.items()]
+    lines += ["", "| optimizer | option | default | meaning |", "|---|---|---|---|"]
+    return lines + [
+        f"| {name} | `{key}` | `{value_text(field.default)}` | {field.doc} |"
+        for name, entry in OPTIMIZERS.items()
+        for key, field in entry.options.items()
+    ]
 
 
 def masked(config: RunConfig) -> dict[str, dict[str, Any]]:

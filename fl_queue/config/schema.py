@@ -11,8 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from fl_queue.common.options import Table
 from fl_queue.common.spelling import nearest
 from fl_queue.config.data_section import DataSection
+from fl_queue.config.optimizer_catalog import OPTIMIZERS, no_decay_problem, optimizer_problem
 from fl_queue.config.section import FIXED, LOCAL, NEWER, Rate, Section, Share, Use, option
 from fl_queue.config.task_catalog import TASKS
 from fl_queue.protocol.codecs import topk
@@ -231,8 +233,50 @@ class TrainSection(Section):
         "step size, above 0: a number, or a schedule by round such as [[1, 0.1], [20, 0.01]]",
         above=0,
     )
-    momentum: float = option(0.0, "momentum of SGD, 0 to 1", low=0.0, high=1.0)
-    weight_decay: float = option(0.0, "weight decay of SGD, 0 or more", low=0.0)
+    momentum: float = option(0.0, "momentum of sgd and rmsprop, 0 to 1", low=0.0, high=1.0)
+    weight_decay: float = option(
+        0.0,
+        "weight decay, 0 or more; decoupled in adamw and lion, else part of the gradient",
+        low=0.0,
+    )
+    optimizer: str = option(
+        "sgd",
+        f"steps of local training: {', '.join(OPTIMIZERS)}, or your own as module:name",
+        check=optimizer_problem,
+        use=NEWER,
+    )
+    optimizer_options: Table = option(
+        Table(),
+        "options of the optimizer, such as { betas = [0.9, 0.95] }; docs/reference/config.md lists them",
+        use=NEWER,
+    )
+    no_decay: tuple[str, ...] = option(
+        (),
+        'parameters without weight decay: patterns such as ["head.*"], @norm (normalisation layers), @bias',
+        check=no_decay_problem,
+        use=NEWER,
+    )
+    schedule: Literal["constant", "linear", "cosine"] = option(
+        "constant",
+        "learning rate within a round: constant, or falling to 0 (linear, cosine); times train.learning_rate",
+        use=NEWER,
+    )
+    warmup: float = option(
+        0.0,
+        "part of a round's steps in which the learning rate rises to its full value, 0 to 1",
+        low=0.0,
+        high=1.0,
+        use=NEWER,
+    )
+    ema: float = option(
+        0.0,
+        "send the running mean of the weights, m <- ema m + (1 - ema) w after each step; below 1, 0: the last weights",
+        low=0.0,
+        check=lambda value: (
+            None if value < 1 else "1 never leaves the round's model; set it below 1"
+        ),
+        use=NEWER,
+    )
     accumulate: int = option(
         1, "batches whose gradients make one step, for steps larger than memory; 1 or more", low=1
     )

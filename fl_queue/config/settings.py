@@ -13,6 +13,7 @@ from typing import Any
 
 from fl_queue.aggregation.sum_format import SumFormat, sum_format
 from fl_queue.config.data_section import DataSection
+from fl_queue.config.optimizer_catalog import is_own
 from fl_queue.config.schema import (
     AggregationSection,
     ClientsSection,
@@ -25,7 +26,7 @@ from fl_queue.config.schema import (
     UpdateSection,
 )
 from fl_queue.config.section import Share
-from fl_queue.config.task_catalog import TASKS
+from fl_queue.config.task_catalog import TASKS, own_code
 from fl_queue.protocol.identifiers import is_name
 from fl_queue.strategies import get_strategy
 from fl_queue.strategies.base import Strategy
@@ -80,6 +81,16 @@ class RunSettings:
         Nothing may need them one by one: neither ``verify`` nor the strategy.
         """
         return not (self.model.keep_updates or self.plain_strategy().needs_all)
+
+    def own_code(self) -> tuple[str, ...]:
+        """Own code of this run, each as ``module:name``: that of the task, and the optimizer."""
+        optimizer = self.train.optimizer
+        return (*own_code(self.run.task, self.task), *([optimizer] if is_own(optimizer) else []))
+
+    def allowed_code(self) -> tuple[str, ...]:
+        """List for a worker that is to train this run: its own code, and the built-in tasks; empty: those alone."""
+        own = self.own_code()
+        return (*own, *TASKS) if own else ()
 
     def plain_strategy(self) -> Strategy:
         """The strategy as clients and the sum see it: of an own one, FedAvg."""

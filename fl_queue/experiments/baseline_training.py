@@ -20,7 +20,6 @@ from fl_queue import metrics
 from fl_queue.client.version_zero import version_zero
 from fl_queue.common import seeding
 from fl_queue.config.run_config import RunConfig
-from fl_queue.config.task_catalog import own_code
 from fl_queue.errors import ConfigError, DataError
 from fl_queue.models import initial
 from fl_queue.protocol import tensor_layout, virtual_clients
@@ -127,7 +126,7 @@ class _BaselineTrainer:
     def _load(self, folder: str) -> Task:
         name = self.config.run.task
         folder = folder or self.config.data.dir
-        return load_task(name, self.config, own_code(name, self.config.task), folder)
+        return load_task(name, self.config, self.config.allowed_code(), folder)
 
     def _test_data(self, folder: str) -> sgd.Samples | None:
         try:

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from fl_queue.client.site import WorkerSettings
 from fl_queue.config.run_config import RunConfig
-from fl_queue.config.task_catalog import TASKS, own_code
+from fl_queue.config.task_catalog import TASKS
 from fl_queue.coordinator.rounds import lifecycle, runs
 from fl_queue.errors import ConfigError
 from fl_queue.experiments import local_workers
@@ -158,7 +158,7 @@ def with_data(site: WorkerSettings, configs: Sequence[RunConfig]) -> WorkerSetti
 
 def allowed(configs: Sequence[RunConfig]) -> tuple[str, ...]:
     """List the tasks that workers for these runs may import: those of the configs, and the built-in ones."""
-    own = {code for config in configs for code in own_code(config.run.task, config.task)}
+    own = {code for config in configs for code in config.own_code()}
     return (*sorted(own), *TASKS) if own else ()
 
 

@@ -23,7 +23,6 @@ from fl_queue.aggregation.merge import UpdateMerger
 from fl_queue.client import disclosure, local_update, outbox, update_message
 from fl_queue.config import metric_choice
 from fl_queue.config.run_config import RunConfig
-from fl_queue.config.task_catalog import own_code
 from fl_queue.coordinator.aggregator.authentication import LARGEST_MODEL_BYTES
 from fl_queue.errors import DataError, MessageError
 from fl_queue.protocol import message, virtual_clients
@@ -112,7 +111,7 @@ def run_trial(
     """
     name = config.run.task
     data_dir = data_dir or config.data.dir
-    task = load_task(name, config, own_code(name, config.task), data_dir)
+    task = load_task(name, config, config.allowed_code(), data_dir)
     context = replace(_context(config, data_dir, device, threads), max_examples=max_examples)
     started = time.monotonic()
     data, manifest, base = _prepare(config, task, context)

@@ -10,7 +10,7 @@ Redis and no torch here.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
@@ -21,13 +21,19 @@ from fl_queue.protocol.arrays import FINEST, Float64s, Int64s
 from fl_queue.protocol.manifest import Manifest, TensorSpec, extra_name
 from fl_queue.protocol.tensor_layout import Tensor, matching
 from fl_queue.strategies import renamed_members
+from fl_queue.strategies.local_training import (
+    ClientContribution as ClientContribution,
+)
+from fl_queue.strategies.local_training import (
+    ClientTrainingState as ClientTrainingState,
+)
+from fl_queue.strategies.local_training import Correction as Correction
+from fl_queue.strategies.local_training import State as State
 
 #: Elements computed at a time: bounds the float64 intermediates to 1 MiB, whatever the model.
 BLOCK = 65536
 
 Arrays = Mapping[str, Tensor]
-#: Name of a state -> tensor name -> array.
-State = Mapping[str, Arrays]
 
 
 @dataclass(frozen=True)
@@ -141,71 +147,6 @@ class Block:
         return self._total.scalar_mean(name)
 
 
-@dataclass(frozen=True)
-class Correction:
-    """
-    Term added to each gradient of local training, before momentum.
-
-    ``gradient + proximal * (w - base) + offset``; where both are nothing, no bit changes.
-
-    Args:
-        proximal: Pull towards the base version.
-        offset: Parameter name -> array to add; None: nothing.
-    """
-
-    proximal: float = 0.0
-    offset: Callable[[str], Tensor] | None = None
-
-
-@dataclass(frozen=True)
-class ClientTrainingState:
-    """
-    State of a client before it trains.
-
-    Args:
-        learning_rate, momentum: Of its local SGD, in this round.
-        server: The state that the strategy has clients fetch; missing tensors are zero.
-        kept: The client's own state after the newest round that accepted its update; empty: none.
-        steps: Local steps taken, ``tau``; 0 before training.
-        base_loss: Mean loss of the base version on its training data; only where it is asked for.
-        change: Parameter name -> ``y - x``, float32, once it has trained.
-        parameters: Names of the parameters that it shares.
-        exponent: The round's, for a strategy that has one.
-    """
-
-    learning_rate: float
-    momentum: float = 0.0
-    server: State = field(default_factory=dict)
-    kept: State = field(default_factory=dict)
-    steps: int = 0
-    base_loss: float = 0.0
-    change: Callable[[str], Tensor] = lambda name: np.zeros(0, np.float32)
-    parameters: Sequence[str] = ()
-    exponent: int = 0
-
-    def state_of(self, state: State, which: str, name: str) -> Tensor | np.float32:
-        """An array of a state, or zero where there is none."""
-        return state.get(which, {}).get(name, np.float32(0.0))
-
-
-@dataclass(frozen=True)
-class ClientContribution:
-    """
-    Result of a client's training.
-
-    Args:
-        factor: Its differences are sent times this (parameters only).
-        scalars: Name -> what it sends besides.
-        extra: ``(extra, parameter) -> array`` of what it sends besides; asked once for each.
-        keep: ``(state, parameter) -> array`` of what it keeps once its update is accepted.
-    """
-
-    factor: float = 1.0
-    scalars: Mapping[str, float] = field(default_factory=dict)
-    extra: Callable[[str, str], Tensor] | None = None
-    keep: Callable[[str, str], Tensor] | None = None
-
-
 class Updates(Protocol):
     """The accepted updates of a round, as rules see them that need all: rows in the order of the clients' ids."""
 
@@ -289,8 +230,10 @@ class Strategy:
     needs_base_loss: ClassVar[bool] = False
     #: Whether it makes sense of updates that were made from older versions (asynchronous rounds).
     supports_async: ClassVar[bool] = False
-    #: Whether the task must train with ``sgd.local_sgd``, which knows corrections and counts steps.
+    #: Whether a client's steps must be seen one by one, as its term is added to each gradient, or they are counted.
     needs_local_sgd: ClassVar[bool] = False
+    #: Whether its equations need ``gradient_sum``, which only steps of SGD have.
+    needs_gradient_sum: ClassVar[bool] = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -330,6 +273,18 @@ class Strategy:
         }
 
     # On the clients
+
+    def training_refusals(self, optimizer: str) -> Mapping[str, str]:
+        """
+        Fields of ``[train]`` that must stay at their defaults, as the equations do not hold otherwise.
+
+        Args:
+            optimizer: Name of another optimizer than sgd, for the texts.
+
+        Returns:
+            ``optimizer``, ``schedule``, ``warmup``, ``optimizer_state`` or ``ema`` -> the reason and the fix.
+        """
+        return {}
 
     def correction(self, known: ClientTrainingState) -> Correction:
         """Term that a client adds to its gradients."""

@@ -22,6 +22,7 @@ Source:
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 import numpy as np
@@ -50,6 +51,10 @@ class FedDyn(Strategy):
     needs_exact_updates = True
     may_clip = False
     needs_local_sgd = True
+
+    def training_refusals(self, optimizer: str) -> Mapping[str, str]:
+        """No mean of weights: ``g_k - alpha (y_k - x)`` is the condition of first order at the last ones."""
+        return {"ema": "feddyn's g_k is exact at the last weights, not at their mean; set it to 0"}
 
     def correction(self, known: ClientTrainingState) -> Correction:
         """``alpha (w - x) - g_k``."""

@@ -10,7 +10,8 @@ the same, ``||a_i||_1`` is the distance it goes over ``eta``. With momentum ``rh
 
     v <- rho v + 1 - eta mu a,    a <- a + v,    tau_i times from a = v = 0
 
-which gives ``tau_i`` for SGD, and the paper's closed forms for momentum or proximal alone.
+which gives ``tau_i`` for SGD, and the paper's closed forms for momentum or proximal alone. With a learning
+rate that changes within the round each step counts as its rate over ``eta``, that of the round.
 
 Where implementations differ: ``tau_eff`` is free. As in the authors' code ``tau_i`` is ``||a_i||_1``, and
 with a proximal term the number of steps; then with equal steps the versions are FedAvg's (but for
@@ -22,6 +23,7 @@ Source:
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 from fl_queue.common.options import Option
@@ -33,15 +35,7 @@ from fl_queue.strategies.base import (
     Correction,
     Strategy,
 )
-
-
-def accumulated(steps: int, momentum: float = 0.0, pull: float = 0.0) -> float:
-    """``||a||_1`` of so many steps of SGD. Args: ``pull``: ``eta mu`` of a proximal term."""
-    total = velocity = 0.0
-    for _ in range(steps):
-        velocity = momentum * velocity + 1.0 - pull * total
-        total += velocity
-    return total
+from fl_queue.strategies.gradient_sum import gradient_sum
 
 
 class FedNova(Strategy):
@@ -52,7 +46,17 @@ class FedNova(Strategy):
     }
     scalars: ClassVar = {"tau": 1e12}
     may_clip = False
-    needs_local_sgd = True
+    needs_local_sgd = needs_gradient_sum = True
+
+    def training_refusals(self, optimizer: str) -> Mapping[str, str]:
+        """Other optimizers than SGD, for which there is no ``a_i``."""
+        return {
+            "optimizer": "fednova divides an update by how often SGD's gradients count in it; use sgd, or fedavg or "
+            f"fedprox, which work with {optimizer}",
+            "optimizer_state": "fednova counts the gradients of one round, and kept momentum is of earlier ones; "
+            "set it to reset",
+            "ema": "fednova counts gradients in the last weights, not in their mean; set it to 0",
+        }
 
     def correction(self, known: ClientTrainingState) -> Correction:
         """``mu (w - x)``."""
@@ -61,7 +65,7 @@ class FedNova(Strategy):
     def answer(self, known: ClientTrainingState) -> ClientContribution:
         """``1 / ||a||_1`` and ``tau``."""
         mu = self.number("mu")
-        norm = accumulated(known.steps, known.momentum, known.learning_rate * mu)
+        norm = gradient_sum(known, mu)
         tau = float(known.steps) if mu else norm
         return ClientContribution(factor=1.0 / norm, scalars={"tau": tau})
 

@@ -23,6 +23,7 @@ Source:
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import ClassVar
 
 import numpy as np
@@ -61,6 +62,20 @@ class QFedAvg(Strategy):
     def ranges(self, aggregation: LimitSettings) -> dict[str, Range]:
         """Parameters as fine as it goes, within a limit of their own."""
         return super().ranges(aggregation) | {"parameter": Range(self.number("delta_limit"), 52)}
+
+    def training_refusals(self, optimizer: str) -> Mapping[str, str]:
+        """Anything but SGD at one rate, unless ``q`` is 0: ``1 / eta`` stands for the Lipschitz constant."""
+        if not self.number("q"):
+            return {}
+        why = "qfedavg takes 1 / train.learning_rate for the Lipschitz constant of SGD's steps"
+        rate = f"{why}, at one rate; set it to"
+        return {
+            "optimizer": f"{why}; use sgd, or fedavg, which works with {optimizer}",
+            "schedule": f"{rate} constant",
+            "warmup": f"{rate} 0",
+            "optimizer_state": f"{why}, begun anew in each round; set it to reset",
+            "ema": f"{why}, and not of their mean; set it to 0",
+        }
 
     def answer(self, known: ClientTrainingState) -> ClientContribution:
         """``F^q`` and ``eta h``, over the round's power of two."""

@@ -12,8 +12,8 @@ seen, or ``clients.count`` of a simulation; never the cohort. ``N'`` is the popu
 ``c``: a client that joins has ``c_i = 0``, so that ``c`` stays the mean of all ``c_i``. Without that factor it
 would never be again, and the model would converge to another point. Weights are uniform, as in the paper.
 
-Where implementations differ: option II, which costs nothing, as everywhere. With momentum ``K eta_l`` is
-``eta_l ||a||_1`` of FedNova, the effective sum of steps. Control variates are of parameters only:
+Where implementations differ: option II, which costs nothing, as everywhere. With momentum, or a learning rate that
+changes within the round, ``K eta_l`` is ``eta_l ||a||_1`` of FedNova, the effective sum of steps. Control variates are of parameters only:
 BatchNorm's buffers have no gradient, and get their mean. An update must arrive as it was made
 (``update.codec = "float32"``): ``c`` is the mean of the ``c_i`` only if both sides add the same.
 
@@ -23,6 +23,7 @@ Source:
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 import numpy as np
@@ -39,7 +40,7 @@ from fl_queue.strategies.base import (
     Range,
     Strategy,
 )
-from fl_queue.strategies.fednova import accumulated
+from fl_queue.strategies.gradient_sum import gradient_sum
 
 
 class Scaffold(Strategy):
@@ -60,11 +61,21 @@ class Scaffold(Strategy):
     client_state = ("c",)
     needs_exact_updates = True
     may_clip = False
-    needs_local_sgd = True
+    needs_local_sgd = needs_gradient_sum = True
 
     def ranges(self, aggregation: LimitSettings) -> dict[str, Range]:
         """A control variate is a gradient: not in the range of an update."""
         return super().ranges(aggregation) | {"dc": Range(self.number("control_limit"))}
+
+    def training_refusals(self, optimizer: str) -> Mapping[str, str]:
+        """Other optimizers than SGD, whose ``y - x`` is no known sum of gradients."""
+        return {
+            "optimizer": "scaffold's control variates are means of SGD's gradients; use sgd, or fedprox or feddyn, "
+            f"which work with {optimizer}",
+            "optimizer_state": "scaffold's control variates are means of one round's gradients, and kept momentum "
+            "is of earlier ones; set it to reset",
+            "ema": "scaffold's control variates follow from the last weights, not from their mean; set it to 0",
+        }
 
     def correction(self, known: ClientTrainingState) -> Correction:
         """``c - c_i``."""
@@ -72,7 +83,7 @@ class Scaffold(Strategy):
 
     def answer(self, known: ClientTrainingState) -> ClientContribution:
         """``dc = (x - y) / (K eta_l) - c``, and ``c_i + dc``."""
-        distance = known.learning_rate * accumulated(known.steps, known.momentum)
+        distance = known.learning_rate * gradient_sum(known)
 
         def change(name: str) -> Tensor:
             wide = known.change(name).astype(np.float64) / -distance

@@ -41,6 +41,7 @@ from fl_queue.training.batches import (
     size_in,
 )
 from fl_queue.training.evaluation import EvaluationOptions
+from fl_queue.training.optimizers import Maker
 from fl_queue.training.sgd import Samples, SgdOptions
 
 #: Called after each epoch: its number from 1, how many there are, finished validation metrics
@@ -105,6 +106,9 @@ class Task(ABC):
     #: Whether its training may be local SGD, whose steps some strategies correct; otherwise such a
     #: strategy is refused before version 0 is made.
     takes_corrections: ClassVar[bool] = True
+
+    #: Makes the own optimizer that ``train.optimizer`` names; set where the task is loaded.
+    own_optimizer: Callable[[], Maker] | None = None
 
     def __init__(self, config: RunConfig) -> None:
         self.config = config
@@ -259,7 +263,31 @@ class Task(ABC):
             collate=self.hooks.collate,
             forward=self.hooks.forward,
             items=self.hooks.items,
+            optimizer=train.optimizer,
+            optimizer_options=train.optimizer_options,
+            own_optimizer=self.own_optimizer() if self.own_optimizer is not None else None,
+            no_decay=train.no_decay,
+            schedule=train.schedule,
+            warmup=train.warmup,
+            ema=train.ema,
+            param_groups=self.param_groups,
         )
+
+    def param_groups(self, model: nn.Module) -> list[dict[str, Any]] | None:
+        """
+        Groups of parameters that are trained with options of their own; None: those of ``train.no_decay``.
+
+        Each is a table as ``torch.optim`` takes it: ``params``, and options of the optimizer that differ from
+        the config's. ``lr_factor`` is a factor of the round's learning rate. Every parameter that is not frozen is in
+        one of the groups::
+
+            def param_groups(self, model):
+                return [
+                    {"params": model.head.parameters()},
+                    {"params": model.body.parameters(), "lr_factor": 0.1},
+                ]
+        """
+        return None
 
     def evaluate(self, model: nn.Module, dataset: Samples, context: ClientContext) -> Sums:
         """Metrics of ``model`` on ``dataset`` as sums, by keys as in ``fl_queue.metrics``."""

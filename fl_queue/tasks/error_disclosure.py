@@ -18,7 +18,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from fl_queue.config.run_config import RunConfig
-from fl_queue.config.task_catalog import own_code
 from fl_queue.errors import ConfigError, FLQueueError
 
 #: Ends the disclosed text of an error whose message is longer.
@@ -87,7 +86,7 @@ def _field(error: BaseException, config: RunConfig | None) -> list[str]:
 
 def _own_line(error: BaseException, config: RunConfig | None) -> list[str]:
     """Line of the task's own code that an error comes from; the config names its modules."""
-    codes = own_code(config.run.task, config.task) if config is not None else ()
+    codes = config.own_code() if config is not None else ()
     own = {code.partition(":")[0] for code in codes}
     frames = list(traceback.walk_tb(error.__traceback__))
     lines = [

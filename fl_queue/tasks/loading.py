@@ -5,8 +5,9 @@ from __future__ import annotations
 import inspect
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 
@@ -15,6 +16,7 @@ from fl_queue.common.own_modules import defines, import_own
 from fl_queue.common.seeding import seed_for
 from fl_queue.common.spelling import nearest
 from fl_queue.config.data_section import SKEWS
+from fl_queue.config.optimizer_catalog import is_own
 from fl_queue.config.run_config import RunConfig
 from fl_queue.config.task_catalog import (
     FLOWER_MODEL,
@@ -28,6 +30,7 @@ from fl_queue.tasks.base import Task
 from fl_queue.tasks.error_disclosure import class_name
 from fl_queue.tasks.function import FunctionTask
 from fl_queue.training.data_loading import seed_everything
+from fl_queue.training.optimizers import Maker
 
 
 def load_task(name: str, config: RunConfig, allow: Sequence[str] = (), data_dir: str = "") -> Task:
@@ -49,6 +52,9 @@ def load_task(name: str, config: RunConfig, allow: Sequence[str] = (), data_dir:
     """
     config = replace(config, data=replace(config.data, dir=data_dir))
     made = _built_in(name, config, allow) if name in TASKS else _own(name, config, allow)
+    if is_own(config.train.optimizer):
+        # Looked for where it is used: an evaluator needs none.
+        made.own_optimizer = partial(_own_optimizer, config.train.optimizer, allow)
     asked = [field for field in SKEWS if getattr(config.data, field)]
     if asked and not made.skews:
         raise ConfigError(
@@ -99,6 +105,21 @@ def _own(name: str, config: RunConfig, allow: Sequence[str]) -> Task:
             public=True,
         )
     return _flower(config, allow, *codes) if flower_client(name) else _made(name, config, *allow)
+
+
+def _own_optimizer(code: str, allow: Sequence[str]) -> Maker:
+    """The own optimizer of a run, when this worker may load it."""
+    if barred([code], allow):
+        raise ConfigError(
+            "train.optimizer",
+            f"this worker may not load {code}; if you trust it, start the worker with "
+            f"--task-allow {code}",
+            public=True,
+        )
+    found = _attribute("train.optimizer", code, allow)[1]
+    if not callable(found):
+        raise ConfigError("train.optimizer", f"{code} is no class or function", public=True)
+    return cast(Maker, found)
 
 
 def barred(codes: Sequence[str], allow: Sequence[str]) -> str:

@@ -6,21 +6,26 @@ Imports torch. No Redis here.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
+import torch
 from torch import Tensor, nn
+
+from fl_queue.strategies.gradient_sum import GradientSum
 
 
 class LocalRule:
     """
-    Inputs of local SGD that are not in the config: the strategy's addition to each gradient, the site's floor.
+    Inputs of local training that are not in the config: the strategy's addition to each gradient, the site's floor.
 
-    ``gradient + proximal * (w - anchor) + offset``, before momentum; with neither no bit changes.
+    ``gradient + proximal * (w - anchor) + offset``, before the optimizer's step; with neither no bit changes.
 
     Args:
         proximal: Pull towards the anchors.
         anchors, offsets: By parameter, on its device; a parameter that is not there gets nothing.
-        fewest: Samples of which the site makes a step and an update, see ``rows``; 1: any.
+        fewest: Samples of which the site makes a step and an update, see ``row_floor``; 1: any.
+        only_sgd: Why the strategy takes steps of SGD alone; empty: it takes any.
+        learning_rate: Of the round; for ``gradient_sum``.
     """
 
     def __init__(
@@ -29,12 +34,21 @@ class LocalRule:
         anchors: Mapping[nn.Parameter, Tensor] | None = None,
         offsets: Mapping[nn.Parameter, Tensor] | None = None,
         fewest: int = 1,
+        only_sgd: str = "",
+        learning_rate: float = 0.0,
     ) -> None:
-        self.fewest = fewest
+        self.fewest, self.only_sgd, self.learning_rate = fewest, only_sgd, learning_rate
         self.proximal, self.anchors, self.offsets = proximal, anchors or {}, offsets or {}
         #: Whether local SGD knew of it: a task may train in another way.
         self.is_used = False
         self.steps = 0
+        #: How often the gradients count so far; followed where ``only_sgd``.
+        self.gradient_sum = GradientSum(learning_rate * proximal)
+
+    @property
+    def has_terms(self) -> bool:
+        """Whether it adds anything to a gradient."""
+        return bool(self.anchors or self.offsets)
 
     def corrected(self, parameter: nn.Parameter, gradient: Tensor) -> Tensor:
         """The gradient with what is added."""
@@ -43,3 +57,23 @@ class LocalRule:
         if parameter in self.offsets:
             gradient = gradient.add(self.offsets[parameter])
         return gradient
+
+    @torch.no_grad()
+    def add_terms(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Add to the gradients themselves, of those parameters that have one."""
+        if not self.has_terms:
+            return
+        for parameter in parameters:
+            if parameter.grad is None:
+                continue
+            if parameter in self.anchors:
+                away = parameter - self.anchors[parameter]
+                parameter.grad.add_(away, alpha=self.proximal)
+            if parameter in self.offsets:
+                parameter.grad.add_(self.offsets[parameter])
+
+    def count(self, rate: float, momentum: float = 0.0, nesterov: bool = False) -> None:
+        """Count a step of SGD. Args: ``rate``: its learning rate."""
+        self.steps += 1
+        if self.only_sgd:
+            self.gradient_sum.step(rate / self.learning_rate, momentum, nesterov)

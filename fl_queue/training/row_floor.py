@@ -9,6 +9,9 @@ gradient. The first is refused before a step is made, the second before the upda
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -58,6 +61,26 @@ def check_pull(learning_rate: float, weight_decay: float, proximal: float) -> No
         )
 
 
+@dataclass(frozen=True)
+class Steps:
+    """
+    Settings of the steps of a training, as far as they decide how each one enters the result.
+
+    Args:
+        rates: Learning rate of each step.
+        momentum: Of SGD.
+        pull: Sum of weight decay and proximal strength.
+        nesterov: Whether the momentum is Nesterov's.
+        ema: Decay of the running mean that is the result; 0: the last weights are.
+    """
+
+    rates: Sequence[float]
+    momentum: float = 0.0
+    pull: float = 0.0
+    nesterov: bool = False
+    ema: float = 0.0
+
+
 class Parts:
     """
     Part of each row in the update of a training, estimated from the model's outputs.
@@ -83,11 +106,18 @@ class Parts:
         pull: float,
         device: str,
     ) -> None:
+        self._left = _left(Steps([learning_rate] * steps, momentum, pull))
         self._parts = torch.zeros(count, device=device)
-        self._left = _left(steps, learning_rate, momentum, pull)
         self._step: list[tuple[Tensor, Tensor]] = []
         #: Whether every output had a row for each row of its batch.
         self.is_known = True
+
+    @classmethod
+    def of(cls, count: int, steps: Steps, device: str) -> Parts:
+        """The same for steps that differ from each other."""
+        found = cls(count, 0, 0.0, steps.momentum, steps.pull, device)
+        found._left = _left(steps)
+        return found
 
     def watch(self, output: object, rows: Tensor) -> None:
         """
@@ -148,15 +178,22 @@ class Parts:
             )
 
 
-def _left(steps: int, learning_rate: float, momentum: float, pull: float) -> list[float]:
+def _left(steps: Steps) -> list[float]:
     """
     Factors with which the steps' gradients enter the result, the last step first.
 
-    ``v <- momentum v + pull w + g`` and ``w <- w - rate v``, backwards from the end.
+    ``u = pull w + g``, ``v <- momentum v + u`` and ``w <- w - rate v`` (Nesterov: ``rate (u + momentum v)``),
+    backwards from the end. The result is the last ``w``, or its running mean.
     """
-    model, velocity, left = 1.0, 0.0, []
-    for _ in range(steps):
-        part = velocity - learning_rate * model
+    momentum, nesterov = steps.momentum, steps.nesterov
+    model = 0.0 if steps.ema else 1.0
+    velocity, weight, left = 0.0, 1.0 - steps.ema, []
+    for rate in reversed(steps.rates):
+        if steps.ema:
+            model, weight = model + weight, weight * steps.ema
+        # How the result depends on this step's ``v``, and through it and by itself on its ``u``.
+        in_velocity = velocity - rate * model * (momentum if nesterov else 1.0)
+        part = in_velocity - rate * model if nesterov else in_velocity
         left.append(abs(part))
-        model, velocity = model + pull * part, momentum * part
+        model, velocity = model + steps.pull * part, momentum * in_velocity
     return left

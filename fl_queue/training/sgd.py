@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
@@ -24,11 +24,13 @@ from fl_queue.training.collation import Collate
 from fl_queue.training.data_loading import LoaderSettings, seed_torch
 from fl_queue.training.evaluation import evaluate
 from fl_queue.training.local_rule import LocalRule
+from fl_queue.training.local_step import LocalStep, StepSettings
 from fl_queue.training.mixed_precision import Precision
 from fl_queue.training.model_tensors import BATCH_NORM_LAYERS
-from fl_queue.training.plain_sgd import PlainSGD
+from fl_queue.training.optimizers import Maker, Recipe
 from fl_queue.training.row_floor import check_batch
 from fl_queue.training.sample_sets import Samples, cut, cuts_of, joined, part_of, size_of, whole
+from fl_queue.training.schedules import Schedule
 
 __all__ = [
     "LocalRule",
@@ -52,12 +54,12 @@ _log = logging.getLogger(__name__)
 @dataclass(frozen=True, kw_only=True)
 class SgdOptions:
     """
-    Options of one training by local SGD.
+    Options of one local training.
 
     Args:
         seed: Decides the order of samples, dropout, and all other random numbers of torch.
         epochs, batch_size: 1 or more.
-        learning_rate, momentum, weight_decay: As in ``torch.optim.SGD``.
+        learning_rate, momentum, weight_decay: As in ``torch.optim``.
         accumulate: So many batches make one step, whose gradient is the mean over their samples.
         clip_norm: Largest L2 norm of a step's gradient, before weight decay, momentum and rule; 0: any.
         precision: Of forward passes: ``float32``, ``bfloat16`` or, on a CUDA device, ``float16``;
@@ -68,6 +70,9 @@ class SgdOptions:
         collate: Makes a batch of a list of samples, which may be of unequal shapes; None: samples
             are stacked, as torch's ``DataLoader`` does.
         forward, items: As of ``batches.BatchHooks``.
+        optimizer, optimizer_options, no_decay, schedule, warmup, ema: As ``[train]`` has them.
+        own_optimizer: Makes the optimizer, if ``optimizer`` is ``module:name``.
+        param_groups: As ``Task.param_groups``.
     """
 
     seed: int
@@ -84,6 +89,34 @@ class SgdOptions:
     collate: Collate | None = None
     forward: Forward | None = None
     items: Items | None = None
+    optimizer: str = "sgd"
+    optimizer_options: Mapping[str, Any] = field(default_factory=dict)
+    own_optimizer: Maker | None = None
+    no_decay: Sequence[str] = ()
+    schedule: str = "constant"
+    warmup: float = 0.0
+    ema: float = 0.0
+    param_groups: Callable[[nn.Module], Any] | None = None
+
+    def steps(self, count: int) -> StepSettings:
+        """Settings of the optimizer's steps. Args: ``count``: how many there are in the round."""
+        recipe = Recipe(
+            name=self.optimizer,
+            learning_rate=self.learning_rate,
+            momentum=self.momentum,
+            weight_decay=self.weight_decay,
+            options=self.optimizer_options,
+            device=self.device,
+            own=self.own_optimizer,
+        )
+        return StepSettings(
+            recipe=recipe,
+            schedule=Schedule(self.schedule, self.warmup, count),
+            clip_norm=self.clip_norm,
+            no_decay=self.no_decay,
+            ema=self.ema,
+            param_groups=self.param_groups,
+        )
 
 
 def local_sgd(
@@ -97,7 +130,7 @@ def local_sgd(
     **settings: Any,
 ) -> dict[str, Any]:
     """
-    Train ``model`` in place with minibatch SGD, each epoch in a new random order.
+    Train ``model`` in place with minibatches, each epoch in a new random order; by SGD unless the options name another.
 
     With BatchNorm a last batch of one sample joins the batch before it, since its statistics
     cannot be computed. A last batch, or a last step, of fewer samples than the site allows joins the one before
@@ -155,16 +188,10 @@ class _Training:
         )
         #: Of each step, the sizes of its batches.
         self._groups = _groups(self._cuts, options.accumulate, self._floor)
-        self._optimizer = PlainSGD(
-            model,
-            options.learning_rate,
-            options.momentum,
-            options.weight_decay,
-            rule,
-            options.clip_norm,
-        )
+        settings = options.steps(options.epochs * len(self._groups))
+        self._optimizer = LocalStep(model, settings, rule)
         if self._floor > 1:
-            self._optimizer.watch(self._count, options.epochs * len(self._groups), options.device)
+            self._optimizer.watch(self._count, options.device)
         self._precision = Precision(options.precision, options.device)
         if rule is not None:
             rule.is_used = True
@@ -178,6 +205,7 @@ class _Training:
             chunks = cut(torch.randperm(self._count, generator=order), self._cuts)
             loss_sum, items = self._run_epoch(epoch, chunks)
             after_epoch(epoch)
+        self._optimizer.finish()
         if self._optimizer.parts is not None:
             self._optimizer.parts.check(self._floor)
         if self._precision.skipped:
@@ -224,8 +252,8 @@ class _Training:
                 losses.append((value.detach(), items))
         skipped = precision.skipped
         precision.step(optimizer)
-        if optimizer.parts is not None and precision.skipped > skipped:
-            optimizer.parts.skipped()
+        if precision.skipped > skipped:
+            optimizer.skipped()
         return losses
 
     def _weighed(

@@ -20,7 +20,7 @@ from fl_queue.config.run_config import RunConfig
 from fl_queue.errors import ConfigError, MessageError
 from fl_queue.protocol import tensor_layout
 from fl_queue.protocol.manifest import Manifest, TensorSpec
-from fl_queue.strategies import base, fednova, get_strategy, layouts
+from fl_queue.strategies import base, get_strategy, gradient_sum, layouts
 from fl_queue.tasks.base import ClientData, OnEpoch, Task
 from fl_queue.tasks.context import ClientContext
 
@@ -211,7 +211,7 @@ def test_momentum_and_pull_together_are_the_steps_of_a_constant_gradient() -> No
     for _ in range(9):
         v = 0.8 * v + 1.0 + 0.4 * w
         w -= 0.1 * v
-    assert abs(fednova.accumulated(9, 0.8, 0.1 * 0.4) - -w / 0.1) < 1e-12
+    assert abs(gradient_sum.accumulated(9, 0.8, 0.1 * 0.4) - -w / 0.1) < 1e-12
 
 
 @pytest.mark.parametrize("q", [0.0, 1.0, 3.0])

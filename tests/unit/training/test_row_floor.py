@@ -193,6 +193,42 @@ def test_a_floor_changes_no_bit_of_whole_batches() -> None:
     assert found[0] == found[1]
 
 
+@pytest.mark.parametrize("nesterov", [False, True])
+@pytest.mark.parametrize("ema", [0.0, 0.7])
+def test_what_is_left_of_steps_that_differ(nesterov: bool, ema: float) -> None:
+    rates, momentum, pull = [0.1, 0.4, 0.2, 0.05], 0.9, 0.3
+    steps = row_floor.Steps(rates, momentum, pull, nesterov, ema)
+    for step in range(4):
+        model = velocity = mean = 0.0
+        for number, rate in enumerate(rates):
+            change = float(number == step) + pull * model
+            velocity = momentum * velocity + change
+            model -= rate * (change + momentum * velocity if nesterov else velocity)
+            mean = ema * mean + (1 - ema) * model
+        left = row_floor.Parts.of(1, steps, "cpu")._left
+        assert left[::-1][step] == pytest.approx(abs(mean))
+
+
+@pytest.mark.parametrize("settings", [{"optimizer": "adamw"}, {"no_decay": ["bias"]}])
+def test_an_optimizer_whose_steps_the_floor_does_not_follow_is_refused(
+    settings: dict[str, Any],
+) -> None:
+    rows = TensorDataset(torch.randn(40, 3), torch.zeros(40, dtype=torch.int64))
+    with pytest.raises(ConfigError, match="have the site lower --min-batch") as caught:
+        sgd.local_sgd(
+            model_of(),
+            rows,
+            nn.functional.cross_entropy,
+            seed=0,
+            epochs=1,
+            batch_size=10,
+            learning_rate=0.1,
+            rule=sgd.LocalRule(fewest=10),
+            **settings,
+        )
+    assert caught.value.field == "train.optimizer"
+
+
 def test_what_is_left_of_each_step() -> None:
     """Of a scalar that is trained by hand."""
     for rate, momentum, pull in ((0.1, 0.0, 0.0), (0.3, 0.9, 1.5), (0.5, 0.5, 0.0)):
