@@ -5,11 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
-from fl_queue.models.checkpoint import read_tensors
+from fl_queue import Run
+from fl_queue.config import loading
 from fl_queue.store.embedded.server_pair import start
+from fl_queue.tasks.hf import packages
+from fl_queue.tasks.loading import load_task
 from tests.support.federation import Federation, wait_for
 from tests.support.server_binaries import chosen_server
 
@@ -68,6 +73,16 @@ def both(tmp_path_factory: pytest.TempPathFactory, no_process_left: None) -> Ite
             made.close()
 
 
+def model_of(both: Federation, name: str, version: int) -> dict[str, torch.Tensor]:
+    """The whole model of a version, by its public API."""
+    redis = both.redis
+    with Run.attach(
+        name, redis_url=redis.url, blob_url=redis.blob_url, state_dir=redis.state_dir
+    ) as run:
+        found: dict[str, torch.Tensor] = run.model(version)
+        return found
+
+
 def test_two_sites_train_a_classifier_on_texts_of_their_own(both: Federation) -> None:
     run = both.begin(
         "texts", *TINY, *BERT, "run.rounds=2", "round.cohort=2", "train.learning_rate=0.1"
@@ -95,9 +110,26 @@ def test_a_pool_trains_lora_and_nothing_else_changes(both: Federation) -> None:
     newest = both.committed(run)[-1].round
     receipts = both.store.control.receipts.of_round(run, newest).values()
     assert {receipt.nbytes for receipt in receipts} == {4 * numbers}
-    versions = both.store.control.versions.all(run)
-    folder = both.redis.state_dir / "checkpoints" / run
-    first, last = (read_tensors(folder / f"{versions[n]['digest']}.safetensors") for n in (0, 2))
-    changed = {name for name in first if first[name].tobytes() != last[name].tobytes()}
+    first, last = (model_of(both, "adapters", version) for version in (0, 2))
+    changed = {name for name in first if not torch.equal(first[name], last[name])}
     assert changed <= trained
     assert any("lora_B" in name for name in changed)
+
+
+def test_a_version_is_saved_as_adapters_of_peft(both: Federation, tmp_path: Path) -> None:
+    config = loading.load("causal-lm", ("task.model=", *GPT2, *TINY, "train.accumulate=1"))
+    model: Any = load_task("causal-lm", config).build_model()
+
+    # As docs/guides/hugging-face.md has it.
+    model.load_state_dict(model_of(both, "adapters", 2))
+    model.save_pretrained(tmp_path)
+
+    assert {"adapter_config.json", "adapter_model.safetensors"} <= {
+        one.name for one in tmp_path.iterdir()
+    }
+    tokens = torch.arange(5, 21).reshape(2, 8)
+    expected = model.eval()(input_ids=tokens).logits
+    base = model.unload()
+    assert not torch.equal(base(input_ids=tokens).logits, expected)
+    found = packages.peft().PeftModel.from_pretrained(base, str(tmp_path)).eval()
+    torch.testing.assert_close(found(input_ids=tokens).logits, expected)

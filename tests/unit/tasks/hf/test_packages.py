@@ -12,10 +12,12 @@ from fl_queue.errors import ConfigError
 from fl_queue.tasks.hf import packages
 
 
-def test_they_are_offline_and_the_environment_is_as_it_was() -> None:
+def test_they_are_offline_and_the_environment_is_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"):
+        monkeypatch.delenv(name, raising=False)
     before = dict(os.environ)
-    packages.transformers()
-    packages.datasets()
+    packages.transformers.__wrapped__()
+    packages.datasets.__wrapped__()
     import datasets.config
     import huggingface_hub.constants
 
