@@ -41,6 +41,11 @@ from fl_queue.reporting import rich_console, run_status
     help="Rounds of training. Default: run.rounds of the config.",
 )
 @click.option(
+    "--from-version",
+    type=click.IntRange(min=0),
+    help="Go on from this older version of a run that has ended; it gets a new number.",
+)
+@click.option(
     "--wait/--no-wait",
     default=True,
     show_default=True,
@@ -55,16 +60,20 @@ def start_round(
     config: str,
     name: str,
     count: int | None,
+    from_version: int | None,
     wait: bool,
     overrides: tuple[str, ...],
     as_json: bool,
 ) -> None:
     """
-    Start a run, or continue it from its newest version.
+    Start a run, or continue it from its newest or an older version.
 
     CONFIG is a TOML file or a preset (demo, mnist-2nn, ...). The run goes on when
     this command ends. A simulation needs no servers or workers: those that are missing (Redis,
     aggregator, pool, evaluator) are started, and end with this command.
+
+    With --from-version 3 a run at version 8 goes on with version 9, which is version 3 again: its
+    history keeps both lines, and what clients had learned for themselves since then counts no more.
     """
     loaded = loading.load(config, overrides)
     deployment = deployment.with_config(loaded)
@@ -80,6 +89,7 @@ def start_round(
             count,
             stays=wait,
             console=rich_console.console(stderr=True),
+            from_version=from_version,
         )
         if begun.store.control.enrolments.pins.key is not None:
             warn(f"Signed config {loaded.digest}")

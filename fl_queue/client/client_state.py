@@ -185,7 +185,7 @@ def still_counts(
     if accepted.round > since:
         return replace(kept, is_lost=kept.is_missing)
     others = set(states) - set(own)
-    note = f"zero again since round {since}, where a client had lost its state"
+    note = f"zero again since round {since}, where a client had lost its state or the run went back to an older version"
     return StoredClientState(
         {name: arrays for name, arrays in kept.state.items() if name in others},
         f"{note}; else {kept.note}" if others else note,

@@ -116,6 +116,17 @@ class RunSection(Section):
         "stop early once the clients' validation metric holds, such as accuracy >= 0.97; empty: never",
         check=_stop_problem,
     )
+    patience: int = option(
+        0,
+        "stop early once so many versions in a row are no better than the best by run.select, in the clients' validation; 0: never",
+        low=0,
+        use=NEWER,
+    )
+    restore_best: bool = option(
+        False,
+        "at its end the run makes the version that is best by run.select the newest one again",
+        use=NEWER,
+    )
     preflight: Literal["refuse", "warn", "off"] = option(
         "refuse",
         "before round 1 each site reports its labels, columns and channels: one that differs is left out (refuse), only named (warn), or no site is asked (off)",

@@ -14,9 +14,10 @@ from fl_queue.client.site import WorkerSettings
 from fl_queue.config.run_config import RunConfig
 from fl_queue.config.task_catalog import TASKS
 from fl_queue.coordinator.rounds import lifecycle, runs
-from fl_queue.errors import ConfigError
+from fl_queue.errors import ConfigError, UnknownVersion
 from fl_queue.experiments import local_workers
 from fl_queue.models.initial import publish_initial
+from fl_queue.models.model_store import ModelStore
 from fl_queue.store import INTERACTIVE, UPLOADS, RunState, Store, keyspace
 from fl_queue.store.embedded import server_pair
 
@@ -50,12 +51,19 @@ def existing_run(store: Store, name: str) -> RunState | None:
     return store.control.runs.get(known) if known else None
 
 
-def begin(store: Store, name: str, config: RunConfig, count: int | None = None) -> str:
+def begin(
+    store: Store,
+    name: str,
+    config: RunConfig,
+    count: int | None = None,
+    from_version: int | None = None,
+) -> str:
     """
     Create a run, or continue it from its newest version; ``lifecycle.advance`` opens its round.
 
     Args:
         count: Rounds of training from here on; None: ``run.rounds``.
+        from_version: An older version to go on from; None: the newest.
 
     Returns:
         Its run id.
@@ -70,7 +78,29 @@ def begin(store: Store, name: str, config: RunConfig, count: int | None = None) 
         with store.with_timeouts(UPLOADS) as slow:
             path, model = Path(config.model.initial), config.model
             initial = publish_initial(slow, path, config.redis.chunk_bytes, model)
-    return runs.start_run(store, name, config, count or config.run.rounds, initial).run_id
+    if from_version is not None:
+        check_there(store, runs.find_run(store, name), from_version)
+    rounds = count or config.run.rounds
+    return runs.start_run(store, name, config, rounds, initial, from_version).run_id
+
+
+def check_there(store: Store, state: RunState, version: int) -> None:
+    """
+    Check that a version can be trained from: it is on this machine's disk, or on the data server.
+
+    Raises:
+        UnknownVersion: There is no such version, or this machine does not find its content.
+    """
+    config = runs.current_config(store, state.run_id)
+    assert store.state_dir is not None  # A command's connection has one.
+    models = ModelStore(store, state.run_id, config.redis.chunk_bytes, store.state_dir)
+    if not models.is_there(version):
+        raise UnknownVersion(
+            state.name,
+            version,
+            "has been pruned (model.keep_versions), or its checkpoint is on another machine: run this on the "
+            "aggregator's, or name its folder with --state-dir",
+        )
 
 
 def launch(
@@ -82,6 +112,7 @@ def launch(
     *,
     stays: bool,
     console: Console,
+    from_version: int | None = None,
 ) -> LaunchedRun:
     """
     Start or continue a run and open its round; start the servers and workers that a simulation lacks.
@@ -91,6 +122,7 @@ def launch(
         site: URLs of Redis, and this machine's state folder.
         count: Rounds of training from here on; None: ``run.rounds``.
         stays: Whether the caller waits until the run ends; else no worker is started.
+        from_version: An older version to go on from; None: the newest.
 
     Raises:
         ConfigError: As ``begin``; or a simulation would need servers that end at once.
@@ -106,7 +138,7 @@ def launch(
     run = _training(store, name, config)
     if run:
         console.print(f"Run {name} is training: going on with it.", highlight=False, soft_wrap=True)
-    run = run or begin(store, name, config, count)
+    run = run or begin(store, name, config, count, from_version)
     if stays and config.is_simulation:
         start_workers(ours, store, site, [config], console)
     lifecycle.advance(store, run)

@@ -200,6 +200,15 @@ class ModelStore:
             raise CheckpointError(f"version {version}", "is not recorded (any more)", public=True)
         return self.open_body(digest, manifest)
 
+    def is_there(self, version: int) -> bool:
+        """Whether this machine can get a version: from its checkpoints, or from the data server."""
+        digest = self.store.control.versions.get(self.run, version).get("digest", "")
+        manifest = self.store.control.versions.manifest(self.run)
+        if not digest or manifest is None:
+            return False
+        is_on_disk = (self.folder / checkpoint.file_name(digest)).exists()
+        return is_on_disk or not self._is_lost(digest, manifest.nbytes)
+
     def state_arrays(
         self, digests: Mapping[str, str], manifest: Manifest
     ) -> dict[str, dict[str, np.ndarray]]:

@@ -268,6 +268,14 @@ class RoundCancelled(EndOfRound):
     kind = "round_cancelled"
 
 
+@dataclass(frozen=True, kw_only=True)
+class RoundRestored(EndOfRound):
+    """An older version is the newest one again. ``of``: the older one."""
+
+    kind = "round_restored"
+    of: Count | None = None
+
+
 #: Outcome of a round -> its event.
 ROUND_ENDS: Mapping[Outcome, type[EndOfRound]] = MappingProxyType(
     {
@@ -276,6 +284,7 @@ ROUND_ENDS: Mapping[Outcome, type[EndOfRound]] = MappingProxyType(
         Outcome.evaluated: RoundEvaluated,
         Outcome.abandoned: RoundAbandoned,
         Outcome.cancelled: RoundCancelled,
+        Outcome.restored: RoundRestored,
     }
 )
 

@@ -7,7 +7,7 @@ while the run's newest round has its ticket.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from fl_queue.protocol.records import Receipt, RoundRecord, Verdict
@@ -48,6 +48,20 @@ def by_job_of(record: RoundRecord) -> dict[str, tuple[int, str]]:
         client: (record.carried.get(client, {}).get("round", record.round), digest)
         for client, digest in record.accepted.items()
     }
+
+
+def newest_accepted(history: Iterable[RoundRecord], version: int) -> dict[str, tuple[int, str]]:
+    """
+    Client -> its newest accepted update among the rounds that made a version, as in ``by_job``.
+
+    A run may have gone back to an older version: rounds after that one have no part in what came then.
+    """
+    made = {record.version: record for record in history if record.version is not None}
+    found: dict[str, tuple[int, str]] = {}
+    while (record := made.get(version)) is not None and record.base_version < version:
+        found = by_job_of(record) | found
+        version = record.base_version
+    return found
 
 
 def versions(current: RoundState) -> set[int]:

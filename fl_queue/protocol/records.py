@@ -49,6 +49,8 @@ class Purpose(StrEnum):
     train = "train"
     #: Evaluate the newest version on the clients.
     evaluate = "evaluate"
+    #: Make an older version the newest one; no client takes part.
+    restore = "restore"
 
 
 class Mode(StrEnum):
@@ -73,6 +75,8 @@ class Outcome(StrEnum):
     initialised = "initialised"
     #: The run was cancelled.
     cancelled = "cancelled"
+    #: An older version is the newest one again, under a new number.
+    restored = "restored"
 
 
 class EvaluationState(StrEnum):
@@ -280,10 +284,11 @@ class RoundRecord:
 
     Args:
         round: Number, from 1.
-        purpose: ``train``, or ``evaluate`` for the closing evaluation.
-        outcome: ``committed``, ``abandoned``, ``evaluated`` or ``cancelled``.
+        purpose: ``train``, ``evaluate`` for the closing evaluation, or ``restore`` of a run that goes on from
+            an older version.
+        outcome: ``committed``, ``abandoned``, ``evaluated``, ``cancelled`` or ``restored``.
         reason: Why it ended.
-        base_version, base_digest: The version that was trained from.
+        base_version, base_digest: The version that was trained from, or gone back to.
         version, digest: The version it made; None when it made none.
         cohort: Clients selected, sorted.
         eligible: Clients they were selected from, sorted.

@@ -54,8 +54,9 @@ class RunState:
     ``left_out``: client that is alive and may not be selected -> why, as it was decided last.
     ``not_evaluated``: why the newest version has no closing evaluation, and will have none.
     ``config_digest``: of the newest segment of its config, for display; no decision depends on it.
-    ``state_since``: the newest round in which a client had lost its state; what clients keep for the strategy
-    counts from later rounds only. 0: none had.
+    ``state_since``: the newest round in which a client had lost its state, or the run went back to an older
+    version; what clients keep for the strategy counts from later rounds only. 0: there is none.
+    ``counted_from``: the version from which ``run.patience`` counts.
     """
 
     name: str
@@ -82,6 +83,7 @@ class RunState:
     not_evaluated: str = ""
     config_digest: str = ""
     state_since: int = 0
+    counted_from: int = 0
 
     @property
     def active(self) -> bool:
@@ -223,6 +225,7 @@ def parse_run_state(run: str, raw: Mapping[str, str]) -> RunState:
         reason_at=fields.number("reason_at", 0),
         config_digest=fields.digest("config_digest", ""),
         state_since=fields.whole("state_since", 0),
+        counted_from=fields.whole("counted_from", 0),
     )
 
 

@@ -10,7 +10,15 @@ from fl_queue.coordinator.aggregator.round_end import capped, lost
 from fl_queue.coordinator.operations import enrolment
 from fl_queue.coordinator.rounds import eligibility, initialisation, preflight, runs
 from fl_queue.protocol import identifiers, virtual_clients
-from fl_queue.protocol.records import AwaitedUpdate, DataWait, Purpose, Receipt, Refusals, Verdict
+from fl_queue.protocol.records import (
+    AwaitedUpdate,
+    DataWait,
+    Outcome,
+    Purpose,
+    Receipt,
+    Refusals,
+    Verdict,
+)
 from fl_queue.store import RoundState, RunState, Store, keyspace
 from fl_queue.store.jobs import dispatch
 from fl_queue.store.jobs.dispatch import JobTicket
@@ -122,13 +130,18 @@ def floods(store: Store, state: RunState) -> list[str]:
 def notices(store: Store, state: RunState) -> list[str]:
     """List capped weights of the newest round, and the round that reset the clients' states."""
     last = _LOOKED_AT if state.state_since else 2  # The closing evaluation's is one of them.
-    records = [
-        r for r in store.control.history.records(state.run_id, last) if r.purpose == Purpose.train
-    ]
+    history = store.control.history.records(state.run_id, last)
+    records = [record for record in history if record.purpose == Purpose.train]
     lines = [f"round {record.round}: {capped(record)}" for record in records[-1:] if record.capped]
     if not state.state_since:
         return lines
-    found = [lost(record) for record in records if record.round == state.state_since]
+    found = [
+        f"{record.reason}: what clients keep is zero again since"
+        if record.outcome == Outcome.restored
+        else lost(record)
+        for record in history
+        if record.round == state.state_since
+    ]
     reason = found[0] if found else "a client had lost its state: all are zero again since"
     return [*lines, f"round {state.state_since}: {reason}"]
 

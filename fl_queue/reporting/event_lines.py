@@ -110,6 +110,10 @@ def _run_continued(event: Event, details: Details) -> str:
     return f"run continued, {event.get('rounds')} more rounds wanted{changed}{_reason(event)}"
 
 
+def _round_restored(event: Event, details: Details) -> str:
+    return f"version {event['version']} is version {event['of']} again{_reason(event)}"
+
+
 def _evaluation_skipped(event: Event, details: Details) -> str:
     return f"version {event.get('version')} has no closing evaluation{_reason(event)}"
 
@@ -135,6 +139,7 @@ _LINES: Mapping[str, Callable[[Event, Details], str]] = {
     "round_cancelled": _round_ended,
     "round_initialised": _plain("version 0 is there"),
     "version_evaluated": _version_evaluated,
+    "round_restored": _round_restored,
     "evaluation_skipped": _evaluation_skipped,
     "site_differs": _site_differs,
     "healed": _healed,

@@ -13,5 +13,10 @@ def in_words(purpose: Purpose, training: str) -> str:
         purpose: Purpose of the round.
         training: Text for a training round, which has a number.
     """
-    words = {"initialise": "making version 0", "train": training, "evaluate": "closing evaluation"}
+    words = {
+        "initialise": "making version 0",
+        "train": training,
+        "evaluate": "closing evaluation",
+        "restore": "going back to an older version",
+    }
     return words[purpose]

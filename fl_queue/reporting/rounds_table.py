@@ -51,7 +51,7 @@ class RoundRow:
 
     Args:
         round: Number, from 1.
-        outcome: ``committed`` or ``abandoned``.
+        outcome: ``committed``, ``abandoned``, or ``restored`` where the run went back to an older version.
         accepted: Updates that were merged.
         clipped: Of them, those that were scaled down to ``aggregation.clip_norm``.
         late: Updates that came after the round had ended.
@@ -136,7 +136,7 @@ def rows(
     return [
         _row(record, evaluations, validated, coverage, late.get(record.round, 0))
         for record in records
-        if record.purpose == Purpose.train
+        if record.purpose in (Purpose.train, Purpose.restore)
     ]
 
 

@@ -42,7 +42,7 @@ from fl_queue.models.model_store import ModelStore
 from fl_queue.protocol import identifiers, job_origins, statements
 from fl_queue.protocol.events import RunRestored
 from fl_queue.protocol.manifest import Manifest
-from fl_queue.protocol.records import EvaluationState, Outcome, RoundRecord, digest_of
+from fl_queue.protocol.records import EvaluationState, RoundRecord, digest_of
 from fl_queue.protocol.state import RunPhase
 from fl_queue.store import RunState, Store
 from fl_queue.store.transactions import backups
@@ -321,11 +321,10 @@ def _without_signature(found: Mapping[str, Any]) -> dict[str, Any]:
 
 def _newest_accepted(document: Document) -> dict[str, str]:
     """Client -> round of the job and digest of its newest accepted update, for clients that keep something."""
+    newest = job_origins.newest_accepted(document.history, document.version)
     return {
         client: dumps({"round": began, "digest": digest})
-        for record in document.history
-        if record.outcome == Outcome.committed
-        for client, (began, digest) in job_origins.by_job_of(record).items()
+        for client, (began, digest) in newest.items()
     }
 
 

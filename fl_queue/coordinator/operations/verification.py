@@ -143,7 +143,8 @@ def verify(
     records = [
         record
         for record in store.control.history.records(state.run_id)
-        if record.outcome == Outcome.committed and number in (None, record.round)
+        if record.outcome in (Outcome.committed, Outcome.restored)
+        and number in (None, record.round)
     ]
     if not records:
         what = "has no committed round" if number is None else f"has not committed round {number}"
@@ -160,6 +161,8 @@ def _verify(
     strategy_allow: Sequence[str],
 ) -> Verdict:
     version, digest = record.version or 0, record.digest or ""
+    if record.outcome == Outcome.restored:
+        return _verify_restored(store, state, record)
     config = current_config(store, state.run_id, record.config_segment)
     if not config.model.keep_updates:
         reason = "its updates were not kept; set model.keep_updates = true"
@@ -179,6 +182,16 @@ def _verify(
             reason = "these updates and this base make another model"
             found = replace(found, result="different", reason=reason)
     return _with_signatures(found, signatures)
+
+
+def _verify_restored(store: Store, state: RunState, record: RoundRecord) -> Verdict:
+    """Compare a version that is an older one again with that one: nothing was computed."""
+    version, digest = record.version or 0, record.digest or ""
+    older = store.control.versions.get(state.run_id, record.base_version).get("digest", "")
+    if older == digest == record.base_digest:
+        return Verdict(record.round, version, "same", digest, recomputed=older)
+    reason = f"it is not version {record.base_version}, which it was made from"
+    return Verdict(record.round, version, "different", digest, recomputed=older, reason=reason)
 
 
 def _with_signatures(found: Verdict, signatures: Signatures) -> Verdict:

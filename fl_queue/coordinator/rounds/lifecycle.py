@@ -14,10 +14,9 @@ import secrets
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 
-from fl_queue import metrics
 from fl_queue.config import metric_choice
 from fl_queue.config.run_config import RunConfig
-from fl_queue.coordinator.rounds import in_flight, initialisation
+from fl_queue.coordinator.rounds import in_flight, initialisation, stopping
 from fl_queue.coordinator.rounds.opening import open_round, top_up
 from fl_queue.coordinator.rounds.runs import current_config, set_state
 from fl_queue.protocol import identifiers
@@ -79,7 +78,12 @@ def advance(store: Store, run: str) -> None:
         return
     _publish_evaluations(store, state, config, is_last=purpose != Purpose.train)
     if purpose is None:
-        set_state(store, state, RunPhase.completed, state.not_evaluated, RunCompleted)
+        if stopping.restore_best(store, state, config):
+            advance(store, run)
+            return
+        stopped = stopping.why_stop(store, state, config) if config.run.patience else ""
+        found = "; ".join(filter(None, (stopped, state.not_evaluated)))
+        set_state(store, state, RunPhase.completed, found, RunCompleted)
 
 
 def closing_rule(
@@ -232,8 +236,7 @@ def count_time(store: Store, run: str, number: int) -> float | None:
 def _next_purpose(store: Store, state: RunState, config: RunConfig) -> Purpose | None:
     if state.version is None:
         return Purpose.initialise
-    stop = config.run.stop_when
-    if state.version < state.rounds_wanted and not (stop and _stopped(store, state, stop)):
+    if state.version < state.rounds_wanted and not stopping.why_stop(store, state, config):
         return Purpose.train
     return (
         Purpose.evaluate if state.evaluated_version != state.version and state.version > 0 else None
@@ -250,19 +253,6 @@ def _not_reported(store: Store, state: RunState, config: RunConfig) -> str:
         return ""
     return metric_choice.problem(
         config, metric_choice.of_history(store.control.history.records(state.run_id))
-    )
-
-
-def _stopped(store: Store, state: RunState, condition: str) -> bool:
-    # Decided by what the clients reported in rounds that are committed, never by the evaluator:
-    # its result may come a round later or earlier, and the same config must stop at the same round.
-    committed = [
-        record
-        for record in store.control.history.records(state.run_id, last=10)
-        if record.outcome == Outcome.committed
-    ]
-    return bool(committed) and metrics.stop_holds(
-        condition, metrics.finish(committed[-1].validation)
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from fl_queue.common import failpoints
@@ -11,7 +12,7 @@ from fl_queue.common.safe_json import dumps, printable
 from fl_queue.config import metric_choice
 from fl_queue.config.run_config import RunConfig, changed_fields
 from fl_queue.config.schema import is_fixed
-from fl_queue.coordinator.rounds import statement_signing
+from fl_queue.coordinator.rounds import branching, statement_signing
 from fl_queue.errors import ConfigError, MessageError, RunFailed, RunStateError, UnknownRun
 from fl_queue.protocol import events, identifiers, statements
 from fl_queue.protocol.records import Purpose, digest_of, updates_in
@@ -19,6 +20,7 @@ from fl_queue.protocol.state import RunPhase
 from fl_queue.store import RunState, Store
 from fl_queue.store.transactions import confirmed_changes
 from fl_queue.store.transactions import runs as transactions
+from fl_queue.store.transactions.branches import Branch
 from fl_queue.store.transactions.runs import Continuation
 
 
@@ -70,9 +72,10 @@ def start_run(
     config: RunConfig,
     rounds: int,
     initial: Mapping[str, Any] | None = None,
+    from_version: int | None = None,
 ) -> RunState:
     """
-    Create a run, or continue the one of that name from its newest version.
+    Create a run, or continue the one of that name from its newest version, or an older one.
 
     ``rounds_wanted`` is set to the newest version plus ``rounds``, so a repeated call adds nothing.
 
@@ -80,8 +83,10 @@ def start_run(
         name: Letters, digits and dashes.
         rounds: Rounds to commit from here on.
         initial: Digest and size of an initial model that is on the data server already.
+        from_version: The version of a run that is there to go on from; None: the newest.
 
     Raises:
+        UnknownRun, UnknownVersion: There is none to go on from.
         ConfigError: The name is not allowed, the config changes a field that a run keeps, or names a
             metric that is not reported.
         RunStateError: The run is training already.
@@ -91,13 +96,16 @@ def start_run(
     by = confirmed_changes.new_token()
     while True:
         existing = store.control.runs.id_of(name)
+        if existing is None and from_version is not None:
+            raise UnknownRun(name, list(store.control.runs.names()))
         if existing is not None:
             history = store.control.history.records(existing)
             metric_choice.check(config, metric_choice.of_history(history))
         if existing is None:
             done = _create(store, name, config, rounds, initial)
         else:
-            done = _continue(store, existing, config, rounds, initial, by)
+            beginning = _Beginning(initial, from_version)
+            done = _continue(store, existing, config, rounds, beginning, by)
         if done:
             failpoints.failpoint("run.created")
             state = find_run(store, name)
@@ -137,8 +145,30 @@ def _first_state(
         "population": "[]",
         "initial": dumps(initial) if initial else "",
         "config_digest": digest_of(config.record()),
+        "counted_from": "0",
         "created_at": f"{store.control.now():.3f}",
     }
+
+
+@dataclass(frozen=True)
+class _Beginning:
+    """
+    What a run begins or goes on with.
+
+    Args:
+        initial: Record of an initial model, for a run without a version.
+        version: An older version; None: the newest.
+    """
+
+    initial: Mapping[str, Any] | None
+    version: int | None
+
+    def branch(self, store: Store, state: RunState, config: RunConfig) -> Branch | None:
+        """The writes that go back to the version; None: it is the newest. Raises UnknownVersion."""
+        if self.version is None or self.version == state.version:
+            return None
+        reason = f"goes on from version {self.version}"
+        return branching.branch(store, state, config, self.version, reason)
 
 
 def _continue(
@@ -146,7 +176,7 @@ def _continue(
     run: str,
     config: RunConfig,
     rounds: int,
-    initial: Mapping[str, Any] | None,
+    beginning: _Beginning,
     by: str,
 ) -> bool:
     record = config.record()
@@ -160,22 +190,25 @@ def _continue(
         changed = _changed_fields(state, segments[-1]["config"], record)
         if changed:
             segments.append({"from_round": state.round + 1, "config": record})
-        given = initial if state.version is None else None
+        given = beginning.initial if state.version is None else None
+        branch = beginning.branch(store, state, config)
+        newest_version = branch.number if branch else state.version or 0
         is_older = not any(statements.SIGNATURE in found for found in segments)
         segments[-1] = _signed(store, state, len(segments) - 1, segments[-1], record, given)
-        adopted = _adopted(store, state, newest) if is_older else None
+        adopted = _adopted(store, state, newest) if is_older and branch is None else None
         fields = {
             "state": RunPhase.training,
             "reason": "",
             "abandoned": "0",
             "waited_s": "0",
-            "rounds_wanted": str((state.version or 0) + rounds),
+            "rounds_wanted": str(newest_version + rounds),
+            "counted_from": str(newest_version),
             "segment": str(len(segments) - 1),
             **({"initial": dumps(given)} if given else {}),
             "config_digest": digest_of(record),
         }
         event = events.RunContinued(rounds=rounds, changed=changed)
-        return Continuation(fields, segments, event, adopted)
+        return Continuation(fields, segments, event, adopted, branch)
 
     try:
         return transactions.continue_run(store, run, decide, by)

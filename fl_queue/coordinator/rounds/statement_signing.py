@@ -308,6 +308,33 @@ def restored(store: Store, run: str, number: int, entry: Mapping[str, Any], made
     return "" if key is None else _noted(store, run, number, entry, made, key)
 
 
+def again(store: Store, state: RunState, of: int, number: int, entry: Mapping[str, Any]) -> str:
+    """
+    The operator's signature of an older version under a new number; empty: there is none, or no key.
+
+    Args:
+        of: The older version.
+        entry: The new one's.
+
+    Raises:
+        RunStateError: The run is signed, and the older version is not.
+        ConfigError: The key cannot be used.
+    """
+    key = store.control.enrolments.pins.key
+    if key is None:
+        return ""
+    base = _Base.read(store, state.run_id, of)
+    if base.manifest is not None and base.is_signed(state.run_id, key):
+        return _noted(store, state.run_id, number, entry, base.manifest, key)
+    if _is_signed_run(store, state, key):
+        raise RunStateError(
+            state.name,
+            f"version {of} is not signed with the operator's key {key.fingerprint}; go on from another one, or "
+            "begin a new run from it (`fl-queue export`, model.initial)",
+        )
+    return ""
+
+
 def _version_signature(
     run: str, number: int, entry: Mapping[str, Any], made: Manifest, key: OperatorKey
 ) -> str:

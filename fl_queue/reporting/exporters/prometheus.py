@@ -38,7 +38,9 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 #: Upper bounds of the classes of round lengths, seconds.
 BOUNDS_S = (1.0, 3.0, 10.0, 30.0, 60.0, 180.0, 600.0, 1800.0, 3600.0, 14400.0, 86400.0)
 STATES = tuple(RunPhase)
-OUTCOMES = (Outcome.committed, Outcome.abandoned, Outcome.evaluated, Outcome.cancelled)
+OUTCOMES = (
+    Outcome.committed, Outcome.abandoned, Outcome.evaluated, Outcome.cancelled, Outcome.restored
+)  # fmt: skip
 #: All that an update comes to, "other" what an older or newer version wrote.
 _VERDICTS = (
     *(verdict for verdict in Verdict if verdict != Verdict.received),

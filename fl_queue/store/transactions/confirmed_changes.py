@@ -24,9 +24,15 @@ _LOOKED_AT = 200
 
 @dataclass(frozen=True)
 class Change:
-    """Writes of a transaction. Args: ``event``: for the run's stream; ``write``: everything else."""
+    """
+    Writes of a transaction.
 
-    event: Event
+    Args:
+        event: For the run's stream; None: ``write`` adds its own.
+        write: Everything else.
+    """
+
+    event: Event | None
     write: Callable[[], Any]
 
 
@@ -62,6 +68,8 @@ def decide(
 
         def write() -> None:
             change.write()
+            if change.event is None:
+                return
             event = replace(change.event, by=by) if by else change.event
             store.control.events.add(run, event, pipe)
 

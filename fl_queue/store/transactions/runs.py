@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 from redis.client import Pipeline
 
@@ -23,6 +23,13 @@ from fl_queue.store.transactions import confirmed_changes
 DECIDING = ("round", "version", "evaluated_version", "rounds_wanted", "segment", "population")
 
 
+class Writes(Protocol):
+    """Further writes of a transaction."""
+
+    def write(self, store: Store, run: str, pipe: Pipeline) -> None:
+        """Add them."""
+
+
 @dataclass(frozen=True)
 class Continuation:
     """
@@ -33,12 +40,14 @@ class Continuation:
         segments: All config segments.
         event: For the run's stream.
         newest: Entry of the newest version; None: unchanged.
+        branch: Writes of an older version that the run goes on from.
     """
 
     fields: Mapping[str, str]
     segments: Sequence[Mapping[str, Any]]
     event: Event
     newest: Mapping[str, Any] | None = None
+    branch: Writes | None = None
 
 
 def is_as_seen(pipe: Pipeline, state: RunState) -> bool:
@@ -113,10 +122,17 @@ def continue_run(
             pipe.set(keyspace.config(run), dumps(found.segments))
             if found.newest is not None:
                 pipe.hset(keyspace.versions(run), str(state.version), dumps(found.newest))
+            if found.branch is not None:
+                found.branch.write(store, run, pipe)
 
         return confirmed_changes.Change(found.event, write)
 
-    watched = [keyspace.run(run), keyspace.config(run), keyspace.versions(run)]
+    watched = [
+        keyspace.run(run),
+        keyspace.config(run),
+        keyspace.versions(run),
+        keyspace.history(run),
+    ]
     return confirmed_changes.decide(store, run, watched, body, by)
 
 

@@ -109,6 +109,54 @@ def test_a_file_that_does_not_fit_fails_the_run_with_the_tensor_and_the_fix(
     assert reason in state.reason
 
 
+SCAFFOLD = (
+    "aggregation.strategy=scaffold",
+    "aggregation.weighting=uniform",
+    'model.private=["bias"]',
+    "model.keep_updates=true",
+    "run.preflight=off",
+)
+
+
+def test_a_run_of_workers_goes_back_and_what_clients_kept_since_is_not_used(
+    sites: Federation,
+) -> None:
+    def command(*words: str) -> Any:
+        options = [f"--redis-url={sites.redis.url}", f"--blob-url={sites.redis.blob_url}"]
+        options += [f"--state-dir={sites.redis.state_dir}"]
+        done = CliRunner().invoke(cli, [*words, *options], catch_exceptions=False)
+        assert done.exit_code == 0, done.output
+        return done.stdout
+
+    wanted = (*QUICK, *SCAFFOLD, "round.cohort=2", "run.rounds=2")
+    run = sites.begin("back", *wanted)
+    assert sites.finish(run).state == "completed"
+    settings = [word for override in wanted for word in ("--set", override)]
+    start = ["start-round", "mnist-3v7", "--run", "back", "--rounds", "2", "--no-wait", *settings]
+    command(*start, "--from-version", "1")
+    state = sites.finish(run)
+    assert (state.state, state.version) == ("completed", 5)
+
+    versions = sites.store.control.versions.all(run)
+    assert versions[3]["digest"] == versions[1]["digest"]
+    assert "server_state" in versions[1]
+    assert "server_state" not in versions[3]  # Its other half is at the clients, who begin anew.
+    back = state.state_since
+    assert versions[3]["round"] == back
+    receipts = sites.store.control.receipts.of_round(run, back + 1)
+    assert len(receipts) == 2
+    for receipt in receipts.values():
+        assert receipt.environment["client_state"].startswith(f"zero again since round {back}")
+    receipts = sites.store.control.receipts.of_round(run, back + 2)
+    notes = {receipt.environment["client_state"] for receipt in receipts.values()}
+    assert notes == {f"of round {back + 1}"}
+    verdicts = json.loads(command("verify", "back", "--json"))
+    assert {verdict["result"] for verdict in verdicts} == {"same"}
+    assert len(verdicts) == 5
+    rows = json.loads(command("history", "back", "--json"))["rounds"]
+    assert [row["outcome"] for row in rows].count("restored") == 1
+
+
 def test_the_maker_reads_what_the_operator_has_published(store: Store, tmp_path: Path) -> None:
     hand = ManualRun(store, tmp_path, "ab", 3, ready=False)
     path = tmp_path / "w.safetensors"

@@ -1,0 +1,121 @@
+"""
+Go on from an older version: it becomes the newest one again, under a new number.
+
+    version   0 -> 1 -> 2 -> 3 -> 4          5 (the digest of 2) -> 6
+    round          1    2    3    4          5 (restored)           6
+
+Nothing is copied and nothing is lost: a version is named by its digest, so a branch is one entry, one record of
+the history and an event, written in the transaction that decides it. What clients keep counts only if it is of
+the rounds that made the version gone back to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from fl_queue.config.run_config import RunConfig
+from fl_queue.coordinator.rounds import statement_signing
+from fl_queue.errors import UnknownVersion
+from fl_queue.protocol import job_origins
+from fl_queue.protocol.events import RoundRestored
+from fl_queue.protocol.manifest import Manifest
+from fl_queue.protocol.records import Outcome, Purpose, RoundRecord
+from fl_queue.store import RunState, Store
+from fl_queue.store.transactions.branches import Branch
+from fl_queue.strategies.layouts import client_layouts
+
+
+def branch(
+    store: Store,
+    state: RunState,
+    config: RunConfig,
+    version: int,
+    reason: str,
+) -> Branch:
+    """
+    The writes that make an older version the newest one.
+
+    Args:
+        state: Of a run without an open round, as its hash has it now.
+        config: That goes on.
+        version: The older one.
+        reason: Of the record and the event.
+
+    Raises:
+        UnknownVersion: There is no such version.
+        RunStateError: The run is signed, and this version is not.
+    """
+    run, versions = state.run_id, store.control.versions.all(state.run_id)
+    if version not in versions:
+        there = f"0 to {max(versions)}" if versions else "none yet"
+        raise UnknownVersion(state.name, version, f"does not exist (versions: {there})")
+    history, manifest = store.control.history.records(run), store.control.versions.manifest(run)
+    number, round_ = (state.version or 0) + 1, state.round + 1
+    old = versions[version]
+    keeps, counting = _keeps_client_state(config), job_origins.newest_accepted(history, version)
+    entry = _entry(old, version, round_, with_state=not keeps)
+    signature = statement_signing.again(store, state, version, number, entry)
+    record = RoundRecord(
+        round=round_,
+        purpose=Purpose.restore,
+        outcome=Outcome.restored,
+        reason=reason,
+        base_version=version,
+        base_digest=old["digest"],
+        version=number,
+        digest=old["digest"],
+        strategy=config.aggregation.strategy,
+        opened_at=round(store.control.now(), 3),
+        config_segment=state.segment,
+        population=len(state.population),
+        server_state=dict(entry.get("server_state", {})),
+    )
+    fields = {
+        "version": str(number),
+        "round": str(round_),
+        "digest": old["digest"],
+        "download": old.get("download", ""),
+        "server_state": entry.get("server_state", {}),
+        **({"state_since": str(round_)} if keeps else {}),
+    }
+    return Branch(
+        number=number,
+        entry={**entry, **({"signature": signature} if signature else {})},
+        record=record,
+        fields=fields,
+        accepted=counting if _keeps_anything(config, manifest) else {},
+        forgotten=sorted(
+            {client for record in history for client in record.accepted} - set(counting)
+        ),
+        event=RoundRestored(round=round_, version=number, of=version, reason=reason),
+    )
+
+
+def _keeps_client_state(config: RunConfig) -> bool:
+    """
+    Whether clients keep a share of the strategy's state, which has to fit the server's.
+
+    That of an own strategy is code that this machine does not import: it is taken for one that does.
+    """
+    return ":" in config.aggregation.strategy or bool(config.plain_strategy().client_state)
+
+
+def _keeps_anything(config: RunConfig, manifest: Manifest | None) -> bool:
+    """Whether clients keep anything with an accepted update: of the strategy, or tensors of their own."""
+    if manifest is None or ":" in config.aggregation.strategy:
+        return True
+    strategy, feedback = config.plain_strategy(), config.update.error_feedback
+    return bool(client_layouts(strategy, manifest, feedback))
+
+
+def _entry(old: Mapping[str, Any], version: int, round_: int, with_state: bool) -> dict[str, Any]:
+    """
+    The new version in the run's list. Args: ``old``: the older one's.
+
+    Without the strategy's state where clients have a share of it: theirs begins at zero, and so does the
+    server's.
+    """
+    left_out = {"signature"} | (set() if with_state else {"server_state", "population"})
+    kept = {key: value for key, value in old.items() if key not in left_out}
+    return {**kept, "round": round_, "of": version}
