@@ -377,9 +377,26 @@ class UpdateWithheld(WorkerError):
         self.reason = reason
 
 
+class TrainingLost(_WithReason, WorkerError):
+    """A training whose process was lost, or could not keep its result; another attempt of the job may succeed."""
+
+    exit_code = 3
+
+
 class RoundEnded(_WithReason, WorkerError):
     """A job's round ended while the job waited: its answer is not wanted any more."""
 
 
 class OwnershipLost(WorkerError):
     """Another aggregator incarnation has taken over; this one must change nothing more."""
+
+
+#: Errors that last until a site's config, data or code is mended.
+LASTING = (
+    ConfigError,
+    DataError,
+    LocalStorageError,
+    ImportError,
+    FileNotFoundError,
+    PermissionError,
+)

@@ -10,6 +10,7 @@ import importlib
 import sys
 
 from fl_queue.client import preflight, round_job
+from fl_queue.client.resident import Resident
 from fl_queue.client.site import WorkerSettings
 from fl_queue.protocol.records import Purpose
 from fl_queue.store import keyspace
@@ -19,22 +20,27 @@ from workers import rq_worker
 
 def train(run: str, number: int) -> str:
     """RQ job: train on this site's data for a round, or push the update that an earlier attempt trained."""
-    return round_job.respond(run, number, WorkerSettings.from_environ().client, Purpose.train)
+    return _respond(run, number, Purpose.train)
 
 
 def evaluate(run: str, number: int) -> str:
     """RQ job: evaluate the newest version on this site's validation data (closing evaluation)."""
-    return round_job.respond(run, number, WorkerSettings.from_environ().client, Purpose.evaluate)
+    return _respond(run, number, Purpose.evaluate)
 
 
 def initialise(run: str, number: int) -> str:
     """RQ job: build version 0."""
-    return round_job.respond(run, number, WorkerSettings.from_environ().client, Purpose.initialise)
+    return _respond(run, number, Purpose.initialise)
 
 
 def tell_facts(run: str, segment: int) -> str:  # codespell:ignore tell
     """RQ job: report the facts of this site's data, for the comparison before round 1."""
-    return preflight.report_facts(run, segment)
+    return preflight.report_facts(run, segment, Resident(WorkerSettings.from_environ()).handle)
+
+
+def _respond(run: str, number: int, purpose: Purpose) -> str:
+    site = WorkerSettings.from_environ()
+    return round_job.respond(run, number, site.client, purpose, Resident(site).handle)
 
 
 def main() -> int:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 from fl_queue.client.site import WorkerSettings
 from fl_queue.common.files import Mapped
@@ -21,8 +22,7 @@ from fl_queue.errors import (
     RoundEnded,
     StoreUnavailable,
 )
-from fl_queue.models.host_cache import HostCache
-from fl_queue.protocol import tensor_layout, virtual_clients
+from fl_queue.models.host_cache import HostCache, base_path
 from fl_queue.protocol.base_part import missing
 from fl_queue.protocol.codecs import codec
 from fl_queue.protocol.header import Header
@@ -38,12 +38,9 @@ from fl_queue.store import (
     queries,
 )
 from fl_queue.strategies import get_strategy
-from fl_queue.strategies.base import State, Strategy
+from fl_queue.strategies.base import Strategy
 from fl_queue.strategies.layouts import state_manifest
-from fl_queue.tasks.base import Task
-from fl_queue.tasks.context import ClientContext
 from fl_queue.tasks.error_disclosure import disclosed
-from fl_queue.tasks.loading import load_task
 
 Fetched = TypeVar("Fetched")
 
@@ -53,22 +50,21 @@ _MAX_WHY = 300
 
 class RoundModel(NamedTuple):
     """
-    A round's model as this host has received it.
+    A round's model as this host has received it, in its cache.
 
     Args:
-        body: As it came, on disk.
+        manifest: The run's.
+        digest: Of the body as it came.
         encoding: Its codec; with any but ``float32`` what is trained from is not quite the version.
-        server: What the strategy has clients fetch besides.
+        server: What the strategy has clients fetch besides: name -> digest.
+        bodies: The files, mapped: they can be read even when the cache has let go of them.
     """
 
     manifest: Manifest
-    body: Mapped
-    encoding: str
-    server: State = MappingProxyType({})
-
-    def arrays(self) -> Mapping[str, Any]:
-        """Tensor name -> array: float32 or int64, decoded when asked for."""
-        return codec.LazyDecodedTensors(self.encoding, self.manifest, self.body.view)
+    digest: str
+    encoding: str = "float32"
+    server: Mapping[str, str] = MappingProxyType({})
+    bodies: Sequence[Mapped] = ()
 
 
 @dataclass(frozen=True)
@@ -110,38 +106,9 @@ class ClientJob:
         # Opened once more, from another version.
         return control.rounds.base_digest(self.run, number) not in (None, self.round.base_digest)
 
-    def task(self) -> Task:
-        """The run's task, with this site's data folder."""
-        # Version 0 needs no data: a site that has none may make it.
-        folder = self.site.known_folder(self.config)
-        return load_task(self.config.run.task, self.config, self.site.allow, folder)
-
     def strategy(self) -> Strategy:
         """The run's strategy, without code of the operator's own."""
         return get_strategy(self.config.aggregation.strategy, self.config.strategy)
-
-    def context(self) -> ClientContext:
-        """
-        The context that the task is given.
-
-        Raises:
-            ConfigError: This client has no share of the run's data, or only the config names its folder.
-        """
-        return ClientContext.of(
-            self.config,
-            client=self.who,
-            run=self.state.name,
-            round_number=max(self.round.number, 1),
-            share=virtual_clients.share_of(self.who, self.state.population),
-            shares=self.config.data.shares or self.state.shares or 1,
-            data_dir=self.site.data_folder(self.config),
-            device=self.site.device,
-            threads=self.site.threads,
-            max_examples=self.site.max_examples,
-            min_examples=self.site.min_examples,
-            min_batch=self.site.min_step_examples,
-            loader_workers=self.site.loader_workers,
-        )
 
     def header(self, kind: str) -> Header:
         """A header of this round, under a new token."""
@@ -222,14 +189,15 @@ def fetch_base(job: ClientJob) -> RoundModel:
             codec.encoded_nbytes(encoding, manifest),
             beside=len(job.strategy().fetched),
         )
-        return RoundModel(manifest, body, encoding, _fetch_state(job, manifest))
+        server, bodies = _fetch_state(job, manifest)
+        return RoundModel(manifest, job.round.fetched, encoding, server, [body, *bodies])
 
     return _waited_for(job, fetch)
 
 
-def fetch_base_part(job: ClientJob) -> memoryview:
+def fetch_base_part(job: ClientJob) -> Path:
     """
-    The body of the run's base part, fetched once by a host; waited for as ``fetch_base`` does.
+    File of the run's base part, fetched once by a host; waited for as ``fetch_base`` does.
 
     Raises:
         RoundEnded: The round ended meanwhile.
@@ -241,7 +209,8 @@ def fetch_base_part(job: ClientJob) -> memoryview:
         raise ModelMismatch(f"run {job.run} has no base part", public=True)
     if not base.is_published:
         raise missing(base)
-    return _waited_for(job, lambda: job.cache.fetch_base(base)).view
+    _waited_for(job, lambda: job.cache.fetch_base(base))
+    return base_path(job.site.cache, base)
 
 
 def _waited_for(job: ClientJob, fetch: Callable[[], Fetched]) -> Fetched:
@@ -262,12 +231,11 @@ def _waited_for(job: ClientJob, fetch: Callable[[], Fetched]) -> Fetched:
             )
 
 
-def _fetch_state(job: ClientJob, manifest: Manifest) -> State:
-    """Tensors of the strategy that clients fetch; zero where its server has none yet."""
+def _fetch_state(job: ClientJob, manifest: Manifest) -> tuple[dict[str, str], list[Mapped]]:
+    """Digests of the strategy's tensors that clients fetch, where its server has them, and their files."""
     layout, wanted = state_manifest(manifest), job.strategy().fetched
     digests = {name: digest for name, digest in job.round.server_state.items() if name in wanted}
-    fetched = {
-        name: job.cache.fetch(digest, layout.nbytes, beside=len(wanted))
-        for name, digest in digests.items()
-    }
-    return {name: tensor_layout.views(layout, body.view) for name, body in fetched.items()}
+    bodies = [
+        job.cache.fetch(digest, layout.nbytes, beside=len(wanted)) for digest in digests.values()
+    ]
+    return digests, bodies

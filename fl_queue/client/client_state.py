@@ -57,12 +57,14 @@ class StoredClientState:
         note: Its description in the receipt.
         is_missing: Whether there should have been a state.
         is_lost: Whether the missing state is the strategy's: the server still has this client's share of it.
+        place: Its folder; None: there is none.
     """
 
     state: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
     note: str = ""
     is_missing: bool = False
     is_lost: bool = False
+    place: Path | None = None
 
 
 def layout(states: Mapping[str, Manifest]) -> Manifest:
@@ -146,12 +148,12 @@ class ClientStateFolder:
         folders = [replace(self, run=origin).path for origin in origins]
         _adopt(wanted, [below(folder, wanted.name) for folder in folders])
         try:
-            state = _read(wanted, manifest)
+            state = read(wanted, manifest)
         except CheckpointError as exc:
             note = f"missing, that of round {accepted.round}: starts from {start}"
             log.warning("run=%s client=%s %s", self.run, self.client, exc)
             return StoredClientState(note=f"{note} ({exc.public})", is_missing=True)
-        return StoredClientState(state, f"of round {accepted.round}")
+        return StoredClientState(state, f"of round {accepted.round}", place=wanted)
 
     def _remove_others(self, before: int, stay: Collection[str]) -> None:
         """Remove the states of rounds before one. Args: ``stay``: names of the folders that stay."""
@@ -190,6 +192,7 @@ def still_counts(
         {name: arrays for name, arrays in kept.state.items() if name in others},
         f"{note}; else {kept.note}" if others else note,
         kept.is_missing and bool(others),
+        place=kept.place,
     )
 
 
@@ -210,7 +213,17 @@ def _name(update: AcceptedUpdate) -> str:
     return f"{update.round}_{update.digest}"
 
 
-def _read(place: Path, manifest: Manifest) -> dict[str, dict[str, Tensor]]:
+def read(place: Path, manifest: Manifest) -> dict[str, dict[str, Tensor]]:
+    """
+    The states in a folder: name -> tensor name -> array; their digest is checked.
+
+    Args:
+        place: Folder of the state of one update.
+        manifest: The state's, from ``layout``.
+
+    Raises:
+        CheckpointError: It is missing, damaged, or of another manifest.
+    """
     found_files = sorted(place.glob(_STATES))
     if not found_files:
         raise CheckpointError(str(place), "is missing", public=True)

@@ -1,25 +1,23 @@
-"""Disk storage of a client's job: room for its update, and the client state that it loads and writes."""
+"""Disk storage of a client's job: room for its update, and the client state that it starts from. Without torch."""
 
 from __future__ import annotations
 
-import itertools
 import logging
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Mapping
 
-from fl_queue.client import client_state, local_update, update_message
+from fl_queue.client import client_state
 from fl_queue.client.assignment import ClientJob, encoding_of, manifest_of
 from fl_queue.client.client_state import AcceptedUpdate, ClientStateFolder, StoredClientState
 from fl_queue.client.progress import add_event
 from fl_queue.common import disk_space
-from fl_queue.protocol import identifiers, tensor_layout
-from fl_queue.protocol.codecs import codec, error_feedback
+from fl_queue.config.run_config import RunConfig
+from fl_queue.protocol import identifiers
+from fl_queue.protocol.codecs import codec
 from fl_queue.protocol.events import ClientStateMissing
 from fl_queue.protocol.manifest import Manifest
 from fl_queue.store import keyspace
 from fl_queue.strategies.base import Strategy
-from fl_queue.strategies.layouts import PERSONAL, PRIVATE, RESIDUAL, client_layouts, update_manifest
-from fl_queue.tasks.context import ClientContext
+from fl_queue.strategies.layouts import PERSONAL, PRIVATE, client_layouts, update_manifest
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +36,7 @@ def check_room(job: ClientJob) -> None:
     """
     manifest = job.base.manifest if job.base is not None else manifest_of(job)
     strategy = job.strategy()
-    layouts = _layouts(job, strategy, manifest)
+    layouts = layouts_of(job.config, strategy, manifest)
     sent = update_manifest(strategy, manifest)
     nbytes = _HEAD_BYTES + codec.encoded_nbytes(codec.encoding(job.config.update), sent)
     nbytes += client_state.layout(layouts).nbytes if layouts else 0
@@ -51,7 +49,7 @@ def check_room(job: ClientJob) -> None:
 
 def load_state(job: ClientJob, strategy: Strategy, manifest: Manifest) -> StoredClientState:
     """The client state of this client's newest accepted update, which the control server names."""
-    layouts = _layouts(job, strategy, manifest)
+    layouts = layouts_of(job.config, strategy, manifest)
     if not layouts:
         return StoredClientState()
     found = job.store.control.receipts.accepted(job.run, job.who)
@@ -75,8 +73,9 @@ def load_state(job: ClientJob, strategy: Strategy, manifest: Manifest) -> Stored
     return stored
 
 
-def _layouts(job: ClientJob, strategy: Strategy, manifest: Manifest) -> dict[str, Manifest]:
-    return client_layouts(strategy, manifest, job.config.update.error_feedback)
+def layouts_of(config: RunConfig, strategy: Strategy, manifest: Manifest) -> dict[str, Manifest]:
+    """Tensors that a run's clients keep: name -> its tensors; none where they keep nothing."""
+    return client_layouts(strategy, manifest, config.update.error_feedback)
 
 
 def _start_of(layouts: Mapping[str, Manifest]) -> str:
@@ -86,43 +85,5 @@ def _start_of(layouts: Mapping[str, Manifest]) -> str:
     return " and ".join([*(["zero"] if layouts.keys() - own.keys() else []), *found])
 
 
-def write_state(
-    job: ClientJob,
-    strategy: Strategy,
-    result: local_update.TrainingResult,
-    context: ClientContext,
-    residual: Mapping[str, Any],
-) -> None:
-    """Write the client state that counts once the update is accepted; before the update is in the outbox."""
-    layouts = _layouts(job, strategy, result.manifest)
-    if not layouts:
-        return
-    layout = client_state.layout(layouts)
-    encoding = codec.encoding(job.config.update)
-    digest = tensor_layout.pieces_digest(
-        update_message.iter_body(result, encoding, context, residual)
-    )
-    pieces = _state_pieces(layout, encoding, result, context, residual)
-    _folder(job).write(AcceptedUpdate(job.round.number, digest), layout, pieces)
-
-
 def _folder(job: ClientJob) -> ClientStateFolder:
     return ClientStateFolder(job.site.client_states, job.run, job.who)
-
-
-def _state_pieces(
-    layout: Manifest,
-    encoding: str,
-    result: local_update.TrainingResult,
-    context: ClientContext,
-    residual: Mapping[str, Any],
-) -> Iterator[Any]:
-    """The states of a layout, one after the other."""
-    for state, specs in itertools.groupby(layout.tensors, lambda spec: spec.name.partition("/")[0]):
-        if state == RESIDUAL:
-            factor, seed = result.answer.factor, update_message.codec_seed(context)
-            pieces = error_feedback.corrected(result.pieces(), residual, factor)
-            yield from error_feedback.next_residual(encoding, pieces, seed, factor)
-        else:
-            for spec in specs:
-                yield tensor_layout.little_endian(result.kept(state, spec.name.partition("/")[2]))

@@ -20,7 +20,8 @@ from fl_queue.aggregation.group_sum import GroupSum
 from fl_queue.client import client_state, interruption, outbox, trust, unknown_runs
 from fl_queue.client.assignment import ClientJob, RoundModel, fetch_base
 from fl_queue.client.progress import refused
-from fl_queue.client.round_job import MAKERS, find_or_make, push
+from fl_queue.client.resident import Resident
+from fl_queue.client.round_job import asking, find_or_make, push
 from fl_queue.client.site import WorkerSettings
 from fl_queue.common import failpoints
 from fl_queue.config.run_config import RunConfig
@@ -97,10 +98,10 @@ def respond(run: str, number: int, purpose: Purpose) -> str:
 
 def _respond_for_all(group: VirtualClientJob, purpose: Purpose) -> str:
     common, done = group.common, 0
-    total = _sum(group)
+    total, make = _sum(group), asking(_resident().handle, purpose)
     for job in group.assignments():
         with interruption.interruptible():
-            found = find_or_make(job, MAKERS[purpose])
+            found = find_or_make(job, make)
         if total is None:
             done += push(job, *found)
             failpoints.failpoint("update.pushed")
@@ -175,6 +176,11 @@ def _site() -> WorkerSettings:
 @functools.cache
 def _store() -> Store:
     return _site().connect()
+
+
+@functools.cache
+def _resident() -> Resident:
+    return Resident(_site())
 
 
 _configs: dict[tuple[str, int], RunConfig] = {}

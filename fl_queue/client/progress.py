@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 
 from fl_queue.client.assignment import ClientJob
@@ -13,45 +13,48 @@ from fl_queue.client.site import WorkerSettings
 from fl_queue.common import escaping
 from fl_queue.errors import RoundRefused
 from fl_queue.protocol.events import EpochFinished, Event, JobRefusedEvent, TrainingStarted
+from fl_queue.protocol.trainer_messages import Progress
 from fl_queue.store import REDIS_ERRORS, Store, complaint
-from fl_queue.tasks.context import ClientContext
-from fl_queue.tasks.logged_metrics import TrainingLog
 
 log = logging.getLogger(__name__)
 
 MIN_PAUSE_S = 0.5
 
 
-def announce(job: ClientJob, context: ClientContext) -> None:
-    """Print and record that training begins."""
-    print(escaping.line(f"run {job.state.name}, round {job.round.number}, client {job.who}"))
-    print(
-        f"Learning rate {context.learning_rate:g}, epochs {context.epochs}, batch size {context.batch_size}",
-        flush=True,
-    )
-    add_event(
-        job,
-        TrainingStarted(run=job.run, round=job.round.number, epochs=context.epochs),
-    )
-
-
-class Progress:
+class ProgressEvents:
     """
-    Reports epochs, twice a second at most: each event is a write to disk.
+    Progress of one job's training: on the terminal, and as events, twice a second at most, as each is a write to disk.
 
     Args:
         job: The job that trains.
-        logged: Numbers that the task logs meanwhile; an epoch's event has the means so far.
     """
 
-    def __init__(self, job: ClientJob, logged: TrainingLog) -> None:
-        self.job, self.logged = job, logged
+    def __init__(self, job: ClientJob) -> None:
+        self.job = job
         self._written_at = -MIN_PAUSE_S
 
-    def on_epoch(self, epoch: int, epochs: int, finished: Mapping[str, float]) -> None:
-        """Print an epoch's accuracy, and add an event; without numbers where the site approves updates."""
+    def report(self, progress: Progress) -> None:
+        """Print and record that training begins, or that an epoch has ended."""
         if not self.job.is_watched:
             return
+        if progress.epoch:
+            self._on_epoch(progress)
+        else:
+            self._announce(progress.epochs)
+
+    def _announce(self, epochs: int) -> None:
+        job, config = self.job, self.job.config
+        rate = config.learning_rate(max(job.round.number, 1))
+        print(escaping.line(f"run {job.state.name}, round {job.round.number}, client {job.who}"))
+        print(
+            f"Learning rate {rate:g}, epochs {epochs}, batch size {config.train.batch_size}",
+            flush=True,
+        )
+        add_event(job, TrainingStarted(run=job.run, round=job.round.number, epochs=epochs))
+
+    def _on_epoch(self, progress: Progress) -> None:
+        """Print an epoch's accuracy, and add an event; without numbers where the site approves updates."""
+        epoch, epochs, finished = progress.epoch, progress.epochs, progress.finished
         if "accuracy" in finished:
             accuracy = finished["accuracy"]
             print(f"Accuracy of model trained at epoch {epoch} : {accuracy:.4f}", flush=True)
@@ -59,15 +62,15 @@ class Progress:
         if epoch < epochs and now - self._written_at < MIN_PAUSE_S:
             return
         self._written_at = now
-        event = EpochFinished(
-            run=self.job.run, round=self.job.round.number, epoch=epoch, epochs=epochs
-        )
+        job = self.job
+        event = EpochFinished(run=job.run, round=job.round.number, epoch=epoch, epochs=epochs)
         # With --approve nothing that depends on the data leaves before the site's decision.
-        add_event(self.job, event if self.job.site.approve else self._with_metrics(event, finished))
+        add_event(job, event if job.site.approve else _with_metrics(event, progress))
 
-    def _with_metrics(self, event: EpochFinished, finished: Mapping[str, float]) -> EpochFinished:
-        accuracy, loss = finished.get("accuracy"), finished.get("loss")
-        return replace(event, accuracy=accuracy, loss=loss, logged=self.logged.means())
+
+def _with_metrics(event: EpochFinished, progress: Progress) -> EpochFinished:
+    accuracy, loss = progress.finished.get("accuracy"), progress.finished.get("loss")
+    return replace(event, accuracy=accuracy, loss=loss, logged=dict(progress.logged))
 
 
 def add_event(job: ClientJob, event: Event) -> None:

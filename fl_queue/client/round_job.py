@@ -1,102 +1,58 @@
 """
-One client's job of a round: train, evaluate or initialise, keep the response in the outbox, push it.
+One client's job of a round: have its response made and kept in the outbox, and push it.
 
-A response is made once. An attempt that finds it in the outbox pushes it without training again.
+A response is made once. An attempt that finds it in the outbox pushes it without training again. What makes it
+(``resident``, in this process or another) is asked for it; nothing here imports torch.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any
 
-from fl_queue.client import (
-    approval,
-    client_state,
-    job_storage,
-    local_update,
-    outbox,
-    pausing,
-    trust,
-    unknown_runs,
-    update_message,
-)
-from fl_queue.client.assignment import ClientJob, DataWaits, fetch_base, fetch_base_part
-from fl_queue.client.client_state import StoredClientState
-from fl_queue.client.progress import Progress, announce, refused, write_best_effort
+from fl_queue.client import approval, client_state, outbox, pausing, trust, unknown_runs
+from fl_queue.client.asking import REQUESTS, Ask, answer_of
+from fl_queue.client.assignment import ClientJob, DataWaits, fetch_base_part
+from fl_queue.client.progress import ProgressEvents, refused, write_best_effort
 from fl_queue.client.site import WorkerSettings
-from fl_queue.client.version_zero import version_zero
 from fl_queue.common import failpoints
 from fl_queue.config.run_config import RunConfig
 from fl_queue.errors import (
-    ConfigError,
-    DataError,
+    LASTING,
     LocalStorageError,
-    MessageError,
     NoRoom,
     RoundEnded,
     RoundRefused,
+    TrainingLost,
     UnknownRun,
 )
 from fl_queue.models import host_cache
-from fl_queue.models.initial import initial_arrays
 from fl_queue.protocol import virtual_clients
-from fl_queue.protocol.codecs import codec
 from fl_queue.protocol.header import MAX_TEXT, Header
-from fl_queue.protocol.manifest import Manifest
 from fl_queue.protocol.records import CANNOT, Purpose
+from fl_queue.protocol.trainer_messages import Answer, Failure, Request
 from fl_queue.store import AWAITED, REDIS_ERRORS, RoundState, RunState, Store, queries
 from fl_queue.store.jobs.rq_types import TimedOut
-from fl_queue.strategies.layouts import RESIDUAL
-from fl_queue.tasks.base import code_digest
-from fl_queue.tasks.error_disclosure import class_name, disclosed
-from fl_queue.tasks.logged_metrics import TrainingLog
-from fl_queue.training import data_loading
-from fl_queue.training.determinism import Compute
-from fl_queue.training.optimizers import implementation
+from fl_queue.tasks.error_disclosure import failure_of, shown
 
 log = logging.getLogger(__name__)
 
-#: Errors that last until the site's config, data or code is mended.
-LASTING = (
-    ConfigError,
-    DataError,
-    LocalStorageError,
-    ImportError,
-    FileNotFoundError,
-    PermissionError,
-)
+#: Puts a response to a job into the outbox.
+Make = Callable[[ClientJob], None]
 
 
-@dataclass(frozen=True)
-class ClientResponse:
-    """
-    A client's response to a round.
-
-    Args:
-        header: Without the digest of the body.
-        pieces: The body, piece by piece: a large one is never in memory whole.
-    """
-
-    header: Header
-    pieces: Iterable[Any] = ()
-
-
-MakeResponse = Callable[[ClientJob], ClientResponse]
-
-
-def respond(run: str, number: int, who: str, purpose: Purpose) -> str:
+def respond(run: str, number: int, who: str, purpose: Purpose, ask: Ask) -> str:
     """
     Respond to a round with one element, made once and pushed until it has arrived.
 
     Args:
         who: Client id, or ``evaluator``.
         purpose: The round's, as the job's function has it.
+        ask: Makes it.
 
     Returns:
         The outcome, for the log.
@@ -119,7 +75,8 @@ def respond(run: str, number: int, who: str, purpose: Purpose) -> str:
     newest = store.control.rounds.job(run, max(number, state.round), who)
     if newest.get("job") != os.environ.get("RQ_JOB_ID"):
         return "superseded by a newer attempt"
-    job, make = _accepted_job(store, site, who, state, current, purpose)
+    job, declines = _accepted_job(store, site, who, state, current, purpose)
+    make = declines or asking(ask, purpose)
     try:
         found = find_or_make(job, make)
     except RoundEnded as exc:
@@ -145,9 +102,8 @@ def _accepted_job(
     state: RunState,
     current: RoundState,
     purpose: Purpose,
-) -> tuple[ClientJob, MakeResponse]:
-    """A job and the function that makes its response; that of a site that declines makes a failure."""
-    make = MAKERS[purpose]
+) -> tuple[ClientJob, Make | None]:
+    """A job, and what makes the response of a site that declines; None: it takes part."""
     try:
         job = _trusted_job(store, site, who, state, current, purpose)
     except RoundRefused as exc:
@@ -157,9 +113,8 @@ def _accepted_job(
         return job, _declining(str(exc), RoundRefused.__name__ if exc.lasts else "")
     why = pausing.why_paused(site)
     # Version 0 takes nothing of a site's data, and a run without version 0 fails.
-    if why and purpose != Purpose.initialise:
-        make = _declining(why)
-    return job, make
+    declines = bool(why) and purpose != Purpose.initialise
+    return job, _declining(why) if declines else None
 
 
 def _trusted_job(
@@ -187,14 +142,14 @@ def _trusted_job(
     return ClientJob(store, site, who, state, current, config, manifest=manifest)
 
 
-def _declining(why: str, cannot: str = "") -> MakeResponse:
+def _declining(why: str, cannot: str = "") -> Make:
     """
     The response of a site that does not train now: the round ends by its rule, without waiting.
 
     Args:
         cannot: As of ``_failure``.
     """
-    return lambda job: ClientResponse(_failure(job, why, cannot))
+    return lambda job: _fail(job, why, cannot)
 
 
 def _failure(job: ClientJob, reason: str, cannot: str = "") -> Header:
@@ -263,12 +218,14 @@ def tidy(store: Store, site: WorkerSettings, who: str) -> None:
     client_state.sweep(site.client_states, store.control.runs.is_needed)
 
 
-def find_or_make(job: ClientJob, make: MakeResponse) -> tuple[Header, memoryview]:
+def find_or_make(job: ClientJob, make: Make) -> tuple[Header, memoryview]:
     """
     A response from the outbox: the one that an earlier attempt left there, else a new one.
 
     Raises:
         LocalStorageError: The outbox does not keep the file that was written to it.
+        TrainingLost: What makes it was lost, and has left nothing there.
+        RoundEnded: The round ended meanwhile.
     """
     path = outbox.path_of(job.site.outbox, job.run, job.round.number, job.who)
     found = outbox.read(path)
@@ -281,9 +238,11 @@ def find_or_make(job: ClientJob, make: MakeResponse) -> tuple[Header, memoryview
         )
         found = None
     if found is None:
-        _make_and_write(job, make)
+        make(job)
         found = _reread(path)
-        failpoints.failpoint("outbox.written")
+        # The number of examples is data of the site: with --approve it waits for the decision, too.
+        if not job.site.approve:
+            _register_examples(job, found[0])
     return found
 
 
@@ -308,21 +267,6 @@ def _reread(path: Path) -> tuple[Header, memoryview]:
     return found
 
 
-def _make_and_write(job: ClientJob, make: MakeResponse) -> None:
-    """Make the response and put it into the outbox; metrics that no header can hold make it a failure."""
-    failpoints.failpoint("client.started")
-    response = _make(job, make)
-    failpoints.failpoint("client.trained")
-    try:
-        outbox.write(job.site.outbox, response.header, response.pieces)
-    except MessageError as exc:
-        log.exception("run=%s round=%s client=%s failed", job.run, job.round.number, job.who)
-        outbox.write(job.site.outbox, _failure(job, disclosed(exc, job.config)))
-    # The number of examples is data of the site: with --approve it waits for the decision, too.
-    if not job.site.approve:
-        _register_examples(job, response.header)
-
-
 def _register_examples(job: ClientJob, header: Header) -> None:
     """Record how many examples a client trains on, for ``status``; an outage loses only this number."""
     examples = header.num_examples
@@ -331,104 +275,66 @@ def _register_examples(job: ClientJob, header: Header) -> None:
         write_best_effort(lambda: register(job.who, {"num_examples": examples}))
 
 
-def _make(job: ClientJob, make: MakeResponse) -> ClientResponse:
+def asking(ask: Ask, purpose: Purpose) -> Make:
+    """What has the response to a round made by ``ask``."""
+    return partial(_ask, ask=ask, purpose=purpose)
+
+
+def _ask(job: ClientJob, ask: Ask, purpose: Purpose) -> None:
+    """
+    Have a response put into the outbox; an error of the task or of the data is one, too.
+
+    Raises:
+        NoRoom, RoundEnded, TrainingLost: There is none.
+    """
+    request = None
     try:
-        return make(job)
+        request = REQUESTS[purpose](job)
+        report = ProgressEvents(job).report
+        answer = answer_of(job.site, request, ask, report, lambda: fetch_base_part(job))
     except (TimedOut, NoRoom, RoundEnded, *REDIS_ERRORS):
         raise  # The state of a server, or of the disk, is no response of this site.
-    # The task is its owner's code and may raise anything. Another attempt would meet the same error, so it
-    # is this client's response instead of being left to the deadline.
+    except TrainingLost:
+        # A process may be lost after it has written the response, and before it could answer.
+        if request is None or not _is_written(job, request):
+            raise
+        return
+    # What cannot even be asked for, such as a share that there is not, is this client's response.
     except Exception as exc:
-        if data_loading.is_dataloader_crash(exc):
-            raise  # A process that read samples was killed: the same as if this one had been.
         log.exception("run=%s round=%s client=%s failed", job.run, job.round.number, job.who)
-        cannot = class_name(type(exc)) if isinstance(exc, LASTING) else ""
-        return ClientResponse(_failure(job, disclosed(exc, job.config), cannot))
+        failure = failure_of(exc, job.config, lasts=isinstance(exc, LASTING))
+        answer = Answer(outcome="failed", failure=failure)
+    _act_on(job, request, answer)
 
 
-# The three responses
-
-
-def make_update(job: ClientJob) -> ClientResponse:
+def _act_on(job: ClientJob, request: Request | None, answer: Answer) -> None:
     """
-    Train from the round's base version.
+    Act on an answer: a failure is written here, in place of the response that there is not.
 
     Raises:
-        NoRoom: The update would not fit on the disk.
+        RoundEnded, TrainingLost: There is nothing to send.
     """
-    job_storage.check_room(job)
-    task, context, logged = job.task(), job.context(), TrainingLog()
-    base = job.base or fetch_base(job)
-    strategy = job.strategy()
-    stored = job_storage.load_state(job, strategy, base.manifest)
-    residual = stored.state.get(RESIDUAL, {})
-    if job.is_watched:
-        announce(job, context)
-    trainer = local_update.ClientTrainer(
-        task,
-        base.manifest,
-        base.arrays(),
-        replace(context, logged=logged),
-        local_update.ClientStrategy(
-            strategy, base.server, stored.state, stored.is_lost, job.round.exponent
-        ),
-        partial(fetch_base_part, job),
-    )
-    result = trainer.train(Progress(job, logged).on_epoch, base.body.unload)
-    job_storage.write_state(job, strategy, result, context, residual)
-    encoding = codec.encoding(job.config.update)
-    environment = context.compute.environment(code_digest(task))
-    environment |= {"client_state": stored.note} if stored.note else {}
-    if (name := job.config.train.optimizer) != "sgd":
-        environment["optimizer"] = implementation(name, context.device)
-    header = update_message.build_header(
-        job.header("update"), result, encoding, environment, context
-    )
-    return ClientResponse(header, update_message.iter_body(result, encoding, context, residual))
+    failure = answer.failure or Failure(kind=TrainingLost.__name__)
+    if answer.outcome == "ended":
+        raise RoundEnded(f"round {job.round.number} ended while it was trained for", public=True)
+    if answer.outcome == "lost":
+        raise TrainingLost(shown(failure), public=True)
+    if answer.outcome == "failed":
+        _fail(job, shown(failure), failure.kind if failure.lasts else "")
+    elif request is None or not _is_written(job, request):
+        raise TrainingLost("its process has not written what it was asked for", public=True)
 
 
-def make_evaluation(job: ClientJob) -> ClientResponse:
-    """Evaluate the round's base version, and the client's personal model where it has one."""
-    task, context = job.task(), job.context()
-    base = job.base or fetch_base(job)
-    strategy = job.strategy()
-    has_state = strategy.personal or base.manifest.private
-    stored = (
-        job_storage.load_state(job, strategy, base.manifest) if has_state else StoredClientState()
-    )
-    plan = local_update.ClientStrategy(strategy, kept=stored.state)
-    trainer = local_update.ClientTrainer(
-        task, base.manifest, base.arrays(), context, plan, partial(fetch_base_part, job)
-    )
-    sums = trainer.evaluate()
-    environment = context.compute.environment(code_digest(task))
-    environment |= {"client_state": stored.note} if stored.note else {}
-    return ClientResponse(replace(job.header("evaluation"), metrics=sums, environment=environment))
+def _is_written(job: ClientJob, request: Request) -> bool:
+    """Whether the response to a request is in the outbox."""
+    found = outbox.read(outbox.path_of(job.site.outbox, job.run, job.round.number, job.who))
+    if found is None:
+        return False
+    header = found[0]
+    asked = (request.token, request.run, request.round, request.client)
+    return (header.token, header.run, header.round, header.client) == asked
 
 
-def make_initial(job: ClientJob) -> ClientResponse:
-    """
-    Version 0: built by the task from the run's seed, with the run's initial model over it.
-
-    Raises:
-        ModelMismatch: The initial model does not fit the task's model; names a tensor.
-    """
-    task, initial = job.task(), job.state.initial
-
-    def filled(manifest: Manifest, built: Mapping[str, Any]) -> dict[str, Any]:
-        return initial_arrays(job.store, job.run, initial or {}, manifest, built)
-
-    made = version_zero(task, job.config.run.seed, filled if initial else None)
-    environment = Compute(job.site.device, job.site.threads).environment(code_digest(task))
-    header = update_message.initial_header(job.header("model"), made.manifest, environment)
-    return ClientResponse(header, made.pieces())
-
-
-#: Purpose of a round -> the function that makes a client's response to it.
-MAKERS: Mapping[Purpose, MakeResponse] = MappingProxyType(
-    {
-        Purpose.train: make_update,
-        Purpose.evaluate: make_evaluation,
-        Purpose.initialise: make_initial,
-    }
-)
+def _fail(job: ClientJob, reason: str, cannot: str = "") -> None:
+    """Put a failure into the outbox. Args: ``cannot``: as of ``_failure``."""
+    outbox.write(job.site.outbox, _failure(job, reason, cannot))

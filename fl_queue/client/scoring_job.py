@@ -1,31 +1,37 @@
-"""The evaluator's job: score one version on the task's test set, and record its metrics."""
+"""The evaluator's job: have one version scored on the task's test set, and record its metrics. Without torch."""
 
 from __future__ import annotations
 
 import logging
+from functools import partial
+from pathlib import Path
 
 from fl_queue import metrics
-from fl_queue.client import local_update, trust
+from fl_queue.client import trust
+from fl_queue.client.asking import Ask, answer_of, score_request
+from fl_queue.client.assignment import RoundModel
 from fl_queue.client.site import WorkerSettings
 from fl_queue.common import failpoints
 from fl_queue.config.run_config import RunConfig
-from fl_queue.errors import ChunksMissing, ContentMissing, DataError, UnknownRun
+from fl_queue.errors import ChunksMissing, ContentMissing, TrainingLost, UnknownRun
+from fl_queue.models import host_cache
 from fl_queue.models.model_store import ModelStore
-from fl_queue.protocol import identifiers, tensor_layout
 from fl_queue.protocol.base_part import missing
-from fl_queue.protocol.records import EvaluationState, Sums
-from fl_queue.store import REDIS_ERRORS, RunState, Store
+from fl_queue.protocol.records import EvaluationState
+from fl_queue.protocol.trainer_messages import Answer, Failure
+from fl_queue.store import REDIS_ERRORS, RunState, Store, queries
 from fl_queue.store.jobs.rq_types import TimedOut
-from fl_queue.tasks.context import ClientContext
-from fl_queue.tasks.error_disclosure import disclosed
-from fl_queue.tasks.loading import load_task
+from fl_queue.tasks.error_disclosure import failure_of, shown
 
 log = logging.getLogger(__name__)
 
 
-def score(run: str, version: int) -> str:
+def score(run: str, version: int, ask: Ask) -> str:
     """
     Score a version on the test set, and record the result.
+
+    Args:
+        ask: Computes the metrics.
 
     Returns:
         The outcome, for the log.
@@ -33,9 +39,11 @@ def score(run: str, version: int) -> str:
     Raises:
         StoreUnavailable: Redis cannot be used; the job is begun again when it can.
         ContentMissing: The model is not on the data server; the healer tries again.
+        TrainingLost: What computes it was lost.
     """
     site = WorkerSettings.from_environ()
     store = site.connect()
+    host_cache.sweep(site.cache, partial(queries.is_over, store.control))
     config = None
     try:
         state = store.control.runs.get(run)
@@ -43,16 +51,22 @@ def score(run: str, version: int) -> str:
             raise UnknownRun(run, list(store.control.runs.names()))
         segments = store.control.runs.config_segments(run)
         config = trust.segment_config(site, state, segments, state.segment)
-        sums = _sums(store, site, state, version, config)
-    except (TimedOut, ContentMissing, *REDIS_ERRORS):
+        answer = _answer(store, site, state, version, ask, config)
+    except (TimedOut, ContentMissing, TrainingLost, *REDIS_ERRORS):
         raise
-    # The task is its owner's code and may raise anything; a failure is recorded, and holds up no round.
+    # A failure is recorded, and holds up no round.
     except Exception as exc:
         log.exception("run=%s version=%s could not be evaluated", run, version)
+        answer = Answer(outcome="failed", failure=failure_of(exc, config))
+    failure = answer.failure or Failure(kind=TrainingLost.__name__)
+    if answer.outcome == "failed":
         store.control.evaluations.set(
-            run, version, {"state": EvaluationState.failed, "reason": disclosed(exc, config)}
+            run, version, {"state": EvaluationState.failed, "reason": shown(failure)}
         )
         return "failed"
+    if answer.outcome != "done":
+        raise TrainingLost(shown(failure), public=True)
+    sums = answer.metrics
     failpoints.failpoint("version.scored")
     finished = metrics.finish(sums)
     store.control.evaluations.set(
@@ -61,45 +75,30 @@ def score(run: str, version: int) -> str:
     return f"evaluated: {finished}"
 
 
-def _sums(
-    store: Store, site: WorkerSettings, state: RunState, version: int, config: RunConfig
-) -> Sums:
-    run = state.run_id
-    folder = site.data_folder(config)
-    task = load_task(config.run.task, config, site.allow, folder)
-    data = task.test_data(folder)
-    if data is None:
-        raise DataError(
-            "test data",
-            "the task has none; override Task.test_data, or stop the evaluator",
-            public=True,
-        )
-    manifest = store.control.versions.manifest(run)
-    entry = store.control.versions.all(run)[version]
-    if manifest is None:
-        raise ChunksMissing(entry["digest"], None)
-    models = ModelStore(store, run, config.redis.chunk_bytes, site.state_dir)
-    body = models.fetch(entry["digest"], manifest)
-    context = _context(state, site, config)
-    arrays = tensor_layout.views(manifest, body)
+def _answer(
+    store: Store, site: WorkerSettings, state: RunState, version: int, ask: Ask, config: RunConfig
+) -> Answer:
+    """
+    Have a version scored.
 
-    def fetch_base_part() -> memoryview:
+    Raises:
+        ContentMissing: The model is not on the data server.
+    """
+    run = state.run_id
+    manifest = store.control.versions.manifest(run)
+    digest = store.control.versions.all(run)[version]["digest"]
+    if manifest is None:
+        raise ChunksMissing(digest, None)
+    models = ModelStore(store, run, config.redis.chunk_bytes, site.state_dir)
+    body = models.cache.fetch(digest, manifest.nbytes)
+    model = RoundModel(manifest, digest, bodies=[body])
+
+    def fetch_base_part() -> Path:
         assert manifest.base is not None
         if not manifest.base.is_published:
             raise missing(manifest.base)
-        return models.cache.fetch_base(manifest.base).view
+        models.cache.fetch_base(manifest.base)
+        return host_cache.base_path(site.cache, manifest.base)
 
-    return local_update.evaluate_version(task, manifest, arrays, data, context, fetch_base_part)
-
-
-def _context(state: RunState, site: WorkerSettings, config: RunConfig) -> ClientContext:
-    return ClientContext.of(
-        config,
-        client=identifiers.EVALUATOR,
-        run=state.name,
-        round_number=1,
-        data_dir=site.data_folder(config),
-        device=site.device,
-        threads=site.threads,
-        loader_workers=site.loader_workers,
-    )
+    request = score_request(site, state, config, model)
+    return answer_of(site, request, ask, lambda progress: None, fetch_base_part)

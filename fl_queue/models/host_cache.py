@@ -39,6 +39,11 @@ def cache_folder(state_dir: Path) -> Path:
     return state_dir / "cache"
 
 
+def base_path(folder: Path, base: BasePart) -> Path:
+    """File of a base part in a cache, whether it is there or not."""
+    return below(folder, _BASES, base.digest)
+
+
 @dataclass(frozen=True)
 class HostCache:
     """
@@ -49,12 +54,26 @@ class HostCache:
         folder: This host's cache.
         run: Run id.
         chunk_bytes: Size of a chunk on the data server.
+        source: In place of ``run``, under what name the chunks lie there.
     """
 
     store: Store
     folder: Path
     run: str
     chunk_bytes: int
+    source: str = ""
+
+    def path(self, digest: str) -> Path:
+        """
+        File of a model, whether it is there or not.
+
+        Raises:
+            DataError: This is no digest.
+        """
+        if not identifiers.is_digest(digest):
+            # It comes from Redis: one such as ../../x must not name a file.
+            raise DataError(str(self.folder), f"{digest[:80]!r} is not a digest")
+        return below(self.folder, self.run, digest)
 
     def fetch(self, digest: str, nbytes: int, beside: int = 0) -> Mapped:
         """
@@ -69,10 +88,7 @@ class HostCache:
             DataError: The folder cannot be written, or this is no digest.
             StoreUnavailable: The connection broke; called again it goes on from there.
         """
-        if not identifiers.is_digest(digest):
-            # It comes from Redis: one such as ../../x must not name a file.
-            raise DataError(str(self.folder), f"{digest[:80]!r} is not a digest")
-        path = below(self.folder, self.run, digest)
+        path = self.path(digest)
         with _storage_errors(path):
             body = _open(path, digest, nbytes)
             if body is not None:
@@ -92,7 +108,7 @@ class HostCache:
         Raises:
             As ``fetch``; NoRoom: it does not fit on the disk.
         """
-        path = below(self.folder, _BASES, base.digest)
+        path = base_path(self.folder, base)
         with _storage_errors(path), files.file_lock(path.parent / _LOCK):
             mark = below(self.folder, self.run, f"{_MARK}{base.digest}")
             files.folder(mark.parent)
@@ -111,7 +127,7 @@ class HostCache:
 
     def _download(self, path: Path, nbytes: int, head: bytes = b"") -> None:
         digest, part = path.name, path.with_name(path.name + _PART)
-        name = keyspace.model_blob(self.run, digest)
+        name = keyspace.model_blob(self.source or self.run, digest)
         hasher = blake3(head)
         with files.appended(part) as file:
             done = min(file.tell(), nbytes) // self.chunk_bytes  # codespell:ignore tell

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,9 @@ from typing import Any
 import numpy as np
 
 from fl_queue.config.schema import ModelSection, prefixes
-from fl_queue.errors import DataError, DigestMismatch, MessageError, ModelMismatch
+from fl_queue.errors import DataError, MessageError, ModelMismatch
 from fl_queue.models import weights_file
+from fl_queue.models.host_cache import HostCache
 from fl_queue.models.weights_file import Weight
 from fl_queue.protocol import tensor_layout
 from fl_queue.protocol.arrays import Tensor
@@ -192,8 +193,24 @@ def _is_fresh(name: str, patterns: Sequence[str]) -> bool:
     return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
+def fetch_initial(cache: HostCache, initial: Mapping[str, Any]) -> Path:
+    """
+    A run's initial model as a file of this host: the tensors one after the other.
+
+    Args:
+        cache: The run's.
+        initial: The run's record of it.
+
+    Raises:
+        ContentMissing: It is not on the data server (any more).
+    """
+    there = replace(cache, chunk_bytes=initial["chunk_bytes"], source=INITIAL)
+    there.fetch(initial["digest"], initial["nbytes"])
+    return cache.path(initial["digest"])
+
+
 def initial_arrays(
-    store: Store,
+    body: memoryview,
     run: str,
     initial: Mapping[str, Any],
     manifest: Manifest,
@@ -203,23 +220,17 @@ def initial_arrays(
     The arrays of a run's initial model, for the task's manifest.
 
     Args:
+        body: The tensors one after the other, as ``fetch_initial`` has fetched them.
         initial: The run's record of it.
         built: The model as the task built it, of which a partial beginning keeps a part.
 
     Raises:
         ModelMismatch: A tensor is missing, of another shape, or not in the task's model.
-        ContentMissing: It is not on the data server (any more).
     """
-    body = store.data.chunks.get(
-        keyspace.model_blob(INITIAL, initial["digest"]), initial["nbytes"], initial["chunk_bytes"]
-    )
-    if tensor_layout.body_digest(body) != initial["digest"]:
-        raise DigestMismatch(initial["digest"])
     arrays, offset = {}, 0
-    view = memoryview(body)
     for name, dtype, shape in initial["tensors"]:
         nbytes = math.prod(shape) * weights_file.itemsize(dtype)
-        raw = view[offset : offset + nbytes]
+        raw = body[offset : offset + nbytes]
         arrays[name] = weights_file.elements(raw, dtype, tuple(shape))
         offset += nbytes
     where = f"the initial model of run {run}"

@@ -19,6 +19,8 @@ from typing import Any
 
 from fl_queue.config.run_config import RunConfig
 from fl_queue.errors import ConfigError, FLQueueError
+from fl_queue.protocol.header import MAX_TEXT
+from fl_queue.protocol.trainer_messages import Failure
 
 #: Ends the disclosed text of an error whose message is longer.
 FULL = "the full message is in the log of its worker"
@@ -32,15 +34,43 @@ def disclosed(error: BaseException, config: RunConfig | None = None) -> str:
     Args:
         config: Of the run that it is about: names its fields, and the task's own code.
     """
+    return shown(failure_of(error, config))
+
+
+def failure_of(
+    error: BaseException, config: RunConfig | None = None, *, lasts: bool = False
+) -> Failure:
+    """
+    The parts of an error that may leave the process in which it was raised.
+
+    Args:
+        config: As of ``disclosed``.
+        lasts: Whether another attempt would meet it.
+    """
     public = error.public if isinstance(error, FLQueueError) else ""
+    kind = class_name(type(error))
     if not public:
-        where = ", ".join([*_field(error, config), *_own_line(error, config)])
-        return f"{class_name(type(error))}{f' ({where})' if where else ''}; {FULL}"
+        field, line = _field(error, config), _own_line(error, config)
+        return Failure(kind=kind, field=field[:256], line=line[:256], lasts=lasts)
+    named, whole = "", str(error)
     if isinstance(error, ConfigError):
-        text, is_all = f"{error.field}: {public}", public == error.reason
-    else:
-        text, is_all = f"{class_name(type(error))}: {public}", public == str(error)
-    return text if is_all else f"{text}; {FULL}"
+        named, whole = error.field[:256], error.reason
+    return Failure(
+        kind=kind,
+        field=named,
+        public=public[:MAX_TEXT],
+        is_whole=public == whole,
+        lasts=lasts,
+    )
+
+
+def shown(failure: Failure) -> str:
+    """The one line that others may read of an error; nothing else of it leaves a site."""
+    if not failure.public:
+        where = ", ".join(filter(None, (failure.field, failure.line)))
+        return f"{failure.kind}{f' ({where})' if where else ''}; {FULL}"
+    text = f"{failure.field or failure.kind}: {failure.public}"
+    return text if failure.is_whole else f"{text}; {FULL}"
 
 
 def class_name(kind: type) -> str:
@@ -76,16 +106,16 @@ def _words(value: Any) -> Iterator[str]:
         yield str(value)
 
 
-def _field(error: BaseException, config: RunConfig | None) -> list[str]:
-    """The config's field that an error names, if the config has it."""
+def _field(error: BaseException, config: RunConfig | None) -> str:
+    """The config's field that an error names, if the config has it; else empty."""
     if config is None or not isinstance(error, ConfigError):
-        return []
+        return ""
     section, _, key = error.field.partition(".")
-    return [error.field] if key in config.to_dict().get(section, ()) else []
+    return error.field if key in config.to_dict().get(section, ()) else ""
 
 
-def _own_line(error: BaseException, config: RunConfig | None) -> list[str]:
-    """Line of the task's own code that an error comes from; the config names its modules."""
+def _own_line(error: BaseException, config: RunConfig | None) -> str:
+    """Line of the task's own code that an error comes from, whose modules the config names; else empty."""
     codes = config.own_code() if config is not None else ()
     own = {code.partition(":")[0] for code in codes}
     frames = list(traceback.walk_tb(error.__traceback__))
@@ -94,4 +124,4 @@ def _own_line(error: BaseException, config: RunConfig | None) -> list[str]:
         for frame, line in frames
         if (name := frame.f_globals.get("__name__")) in own
     ]
-    return lines[-1:]
+    return lines[-1] if lines else ""

@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from fl_queue.errors import ConfigError, DataError
+from fl_queue.training import stopping
 from fl_queue.training.batch_errors import naming_shapes
 from fl_queue.training.collation import Collate, as_named
 from fl_queue.training.data_loading import LoaderSettings, iterate_batches
@@ -257,12 +258,14 @@ def fetch(
     if type(dataset) is TensorDataset and reading.collate is None:
         tensors = [tensor.to(device) for tensor in dataset.tensors]
         for chunk in chunks:
+            stopping.check()
             chosen = chunk.to(device)
             yield [tensor[chosen] for tensor in tensors]
         return
     is_pinned = torch.device(device).type == "cuda"
     indices = [chunk.tolist() for chunk in chunks]
     for batch in iterate_batches(dataset, indices, reading, is_pinned=is_pinned):
+        stopping.check()
         yield to_device(batch, device, waits=not is_pinned)
 
 

@@ -9,10 +9,14 @@ from types import SimpleNamespace
 import pytest
 
 from fl_queue.client import outbox, round_job
+from fl_queue.client.asking import Report
 from fl_queue.client.assignment import ClientJob
+from fl_queue.client.resident import Resident
 from fl_queue.client.site import WorkerSettings
 from fl_queue.common import disk_space
 from fl_queue.errors import NoRoom
+from fl_queue.protocol.records import Purpose
+from fl_queue.protocol.trainer_messages import Answer, Request
 from fl_queue.store import Store
 from tests.support.manual_run import ManualRun
 
@@ -34,21 +38,24 @@ def free(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
 
 
 def test_nothing_is_trained_that_could_not_be_kept(
-    store: Store, tmp_path: Path, free: dict[str, int], monkeypatch: pytest.MonkeyPatch
+    store: Store, tmp_path: Path, free: dict[str, int]
 ) -> None:
     hand = ManualRun(store, tmp_path, "a", SIZE)
     site = WorkerSettings(state_dir=tmp_path / "site", client="a")
     job = ClientJob(store, site, "a", hand.state, hand.round, hand.config, is_watched=False)
     loaded: list[str] = []
-    task = ClientJob.task
-    monkeypatch.setattr(
-        ClientJob, "task", lambda self: (loaded.append(self.who), task(self))[1], raising=True
-    )
+    handle = Resident(site).handle
+
+    def ask(request: Request, report: Report) -> Answer:
+        loaded.append(request.client)
+        return handle(request, report)
+
+    make = round_job.asking(ask, Purpose.train)
 
     for lacking in (NEEDED, 1_000_001, 1):
         free["bytes"] = NEEDED - lacking
         with pytest.raises(NoRoom) as caught:
-            round_job.find_or_make(job, round_job.make_update)
+            round_job.find_or_make(job, make)
         wanted = -(-lacking // 1_000_000)
         assert str(caught.value) == (
             f"{site.outbox}: no room on the disk for the model and the update ({NEEDED:,} bytes);"
@@ -58,7 +65,7 @@ def test_nothing_is_trained_that_could_not_be_kept(
     assert loaded == []
 
     free["bytes"] = NEEDED
-    header, _ = round_job.find_or_make(job, round_job.make_update)
+    header, _ = round_job.find_or_make(job, make)
     assert loaded == ["a"]
     # The task builds another model than this run's: it was asked to train.
     assert header.reason.startswith("ModelMismatch: a tensor that the run does not have")
@@ -76,7 +83,7 @@ def test_a_model_that_is_there_needs_no_room_again(
     model.touch()
 
     with pytest.raises(NoRoom, match=r"for the update \(2,065,544 bytes\); free 3 MB there"):
-        round_job.find_or_make(job, round_job.make_update)
+        round_job.find_or_make(job, round_job.asking(Resident(site).handle, Purpose.train))
 
 
 def test_a_file_system_that_does_not_report_its_size_is_believed(

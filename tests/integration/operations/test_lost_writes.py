@@ -12,6 +12,7 @@ import redis
 
 from fl_queue.client import outbox, round_job
 from fl_queue.client.assignment import ClientJob
+from fl_queue.client.resident import Resident
 from fl_queue.client.site import WorkerSettings
 from fl_queue.coordinator.aggregator.collector import RoundAggregator
 from fl_queue.coordinator.aggregator.partial_sum import PartialSumStore
@@ -20,6 +21,7 @@ from fl_queue.coordinator.rounds.lifecycle import Ending
 from fl_queue.coordinator.rounds.runs import current_config
 from fl_queue.errors import OwnershipLost, RoundEnded
 from fl_queue.protocol.header import Header
+from fl_queue.protocol.records import Purpose
 from fl_queue.store import Store, keyspace, queries
 from tests.support.manual_run import ManualRun
 
@@ -186,9 +188,9 @@ def test_a_commit_that_is_lost_is_made_again_with_the_same_bits(
 # A client's outbox
 
 
-def answer(job: ClientJob) -> round_job.ClientResponse:
+def answer(job: ClientJob) -> None:
     made.append(job.round.base_digest)
-    return round_job.ClientResponse(job.header("failure"))
+    outbox.write(job.site.outbox, job.header("failure"))
 
 
 made: list[str] = []
@@ -229,7 +231,7 @@ def test_a_client_does_not_wait_for_the_model_of_a_round_that_never_was(
     job = ghost(hand, store, tmp_path, 1 + ahead, "0" * 64)
 
     with pytest.raises(RoundEnded):
-        round_job.find_or_make(job, round_job.make_update)
+        round_job.find_or_make(job, round_job.asking(Resident(job.site).handle, Purpose.train))
 
     # No failure of its own is sent when the round is opened.
     assert not list(job.site.outbox.glob("*.update"))

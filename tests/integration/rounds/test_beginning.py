@@ -14,11 +14,13 @@ from click.testing import CliRunner
 from safetensors.numpy import load_file, save_file
 
 from fl_queue.cli import cli
+from fl_queue.common.files import Mapped
 from fl_queue.config import loading
 from fl_queue.coordinator.rounds import lifecycle, runs
 from fl_queue.experiments import launching
 from fl_queue.models import initial
 from fl_queue.models.checkpoint import checkpoint_folder
+from fl_queue.models.host_cache import HostCache
 from fl_queue.reporting import run_status
 from fl_queue.store import Store, keyspace
 from fl_queue.store.embedded.server_pair import start
@@ -165,12 +167,14 @@ def test_the_maker_reads_what_the_operator_has_published(store: Store, tmp_path:
     config = loading.load("mnist-3v7", (*PARTIAL[:1], 'model.initial_map=["x. -> "]'), {})
     record = initial.publish_initial(store, path, 1 << 20, config.model)
     built = {"w": np.zeros(3, np.float32), "n": np.zeros(1, np.int64)}
-    found = initial.initial_arrays(store, hand.run, record, hand.manifest, built)
+    cache = HostCache(store, tmp_path / "cache", hand.run, hand.config.redis.chunk_bytes)
+    body = Mapped(initial.fetch_initial(cache, record)).view
+    found = initial.initial_arrays(body, hand.run, record, hand.manifest, built)
     assert found["w"].tolist() == [1, 2, 3]
     assert found["n"].tolist() == [4]
     # A worker of an older release reads the same where it can, and refuses the rest.
     older = {key: value for key, value in record.items() if key not in ("source", "partial")}
-    again = initial.initial_arrays(store, hand.run, older, hand.manifest)
+    again = initial.initial_arrays(body, hand.run, older, hand.manifest)
     assert {name: array.tobytes() for name, array in again.items()} == {
         name: array.tobytes() for name, array in found.items()
     }

@@ -19,7 +19,7 @@ from click.testing import CliRunner
 
 from fl_queue.aggregation.group_sum import GroupSum
 from fl_queue.cli import cli, worker
-from fl_queue.client import preflight, revocation, trust
+from fl_queue.client import revocation, trust
 from fl_queue.client.site import WorkerSettings
 from fl_queue.common.safe_json import dumps
 from fl_queue.config import loading
@@ -408,7 +408,7 @@ def test_the_question_before_round_1_is_of_the_operator_s_config(hospital: Hospi
         )["facts"]
 
     def ask(run: str, number: int) -> str:
-        return preflight.report_facts(run, 0)
+        return client.tell_facts(run, 0)
 
     hospital.work("a", ask)
     assert "cannot" not in report()
@@ -430,7 +430,7 @@ def test_the_question_before_round_1_is_of_no_share_that_redis_chooses(
     """Else the answer to each share size would disclose the number of a site's rows, one question after the other."""
 
     def report() -> dict[str, str]:
-        hospital.work("a", lambda run, number: preflight.report_facts(run, 0))
+        hospital.work("a", lambda run, number: client.tell_facts(run, 0))
         return json.loads(
             hospital.store.control.clients.site_facts("a", hospital.run, 1 << 16) or "{}"
         )["facts"]

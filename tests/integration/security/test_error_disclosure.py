@@ -28,7 +28,6 @@ from click.testing import CliRunner
 from fastapi import FastAPI
 
 from fl_queue.cli import cli
-from fl_queue.client import preflight
 from fl_queue.client.site import WorkerSettings
 from fl_queue.store import Store, keyspace
 from fl_queue.store.jobs import dispatch
@@ -337,7 +336,7 @@ def test_what_fails_before_round_1_stays_at_the_site(
     case, expected = FAILING[what]
     run = secret.begin(*overrides_of(secret, case))
 
-    assert preflight.report_facts(run.run, run.state.segment) == "reported"
+    assert worker.tell_facts(run.run, run.state.segment) == "reported"
 
     facts = json.loads(secret.store.control.clients.site_facts("b", run.run, 1 << 16) or "")[
         "facts"
@@ -366,7 +365,7 @@ def test_names_that_the_config_does_not_have_are_counted(
     save_image(folder / f"{secret.stem}-cat" / f"{secret.stem}-1.png", (180, 20, 20))
     run = secret.begin(*overrides_of(secret, case))
 
-    preflight.report_facts(run.run, run.state.segment)
+    worker.tell_facts(run.run, run.state.segment)
 
     found = json.loads(secret.store.control.clients.site_facts("b", run.run, 1 << 16) or "")[
         "facts"
@@ -379,7 +378,7 @@ def test_names_that_the_config_does_not_have_are_counted(
 def test_a_damaged_image_is_no_file_name(secret: Secret, caplog: pytest.LogCaptureFixture) -> None:
     run = secret.begin(*IMAGES, 'task.classes="cat,dog"')
 
-    preflight.report_facts(run.run, run.state.segment)
+    worker.tell_facts(run.run, run.state.segment)
 
     found = json.loads(secret.store.control.clients.site_facts("b", run.run, 1 << 16) or "")[
         "facts"

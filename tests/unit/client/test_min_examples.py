@@ -12,7 +12,7 @@ import pytest
 
 from fl_queue.cli.worker import idle_parts, worker
 from fl_queue.client import local_update, preflight
-from fl_queue.client.assignment import ClientJob
+from fl_queue.client.resident import Resident
 from fl_queue.client.site import MIN_EXAMPLES, WorkerSettings
 from fl_queue.config.run_config import RunConfig
 from fl_queue.coordinator.rounds import eligibility
@@ -22,11 +22,12 @@ from fl_queue.metrics import finish
 from fl_queue.store import Store
 from fl_queue.tasks import calls
 from tests.support.manual_run import ManualRun
+from tests.support.site_jobs import SiteJob
 from workers import client as worker_client
 
 ROWS = 40
 TABLE = "age,weight,label\n" + "".join(f"{20 + i},{60 + i}.5,{i % 2}\n" for i in range(ROWS))
-STATE: Any = SimpleNamespace(population=["a"], shares=1, name="run", run_id="run-abc123")
+STATE: Any = SimpleNamespace(name="run", run_id="run-abc123", segment=0)
 #: Ways in which a config aims at one row, or at two.
 AIMED = [
     {"partition": "iid", "shares": ROWS, "validation_fraction": 0.0},
@@ -46,14 +47,12 @@ def config_of(**data: Any) -> RunConfig:
     return RunConfig.from_dict({"run": {"task": "csv"}, "data": {"partition": "site"} | data})
 
 
-def job_of(config: RunConfig, site: WorkerSettings) -> ClientJob:
+def job_of(config: RunConfig, site: WorkerSettings) -> SiteJob:
     """A training job of a client's worker."""
-    store: Any = None
-    number: Any = SimpleNamespace(number=1)
-    return ClientJob(store, site, "a", STATE, number, config)
+    return SiteJob(config, site)
 
 
-def trained(job: ClientJob, on_epoch: Any = lambda *reported: None) -> local_update.TrainingResult:
+def trained(job: SiteJob, on_epoch: Any = lambda *reported: None) -> local_update.TrainingResult:
     manifest, arrays = local_update.initial_model(job.task(), 0)
     base = {name: array.copy() for name, array in arrays.items()}
     return local_update.train_update(job.task(), manifest, base, job.context(), on_epoch)
@@ -65,7 +64,7 @@ def test_a_config_that_aims_at_single_rows_gets_nothing(data: Path, aimed: dict[
     with pytest.raises(ConfigError, match="10 examples") as caught:
         trained(job_of(config, site))
     assert (caught.value.field, caught.value.public) == ("--min-examples", caught.value.reason)
-    found = preflight.read_facts(site, STATE, config)
+    found = preflight.read_facts(site, STATE, config, Resident(site).handle)
     assert "--min-examples" in found["problem"]
     assert found["cannot"] == "yes"
     with pytest.raises(ConfigError, match="10 examples"):

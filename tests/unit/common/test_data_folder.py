@@ -10,21 +10,23 @@ from typing import Any
 
 import pytest
 
-from fl_queue.client import preflight, scoring_job
-from fl_queue.client.assignment import ClientJob
+from fl_queue.client import preflight
+from fl_queue.client.resident import Resident
 from fl_queue.client.site import WorkerSettings
 from fl_queue.config.run_config import RunConfig
 from fl_queue.errors import ConfigError, DataError, FLQueueError
 from fl_queue.experiments import launching
+from fl_queue.protocol.trainer_messages import Call
 from fl_queue.reporting import doctor
 from fl_queue.tasks.context import ClientContext
 from fl_queue.tasks.loading import load_task
 from fl_queue.training.sgd import size_of
 from tests.support.images import save_image
+from tests.support.site_jobs import SiteJob
 
 SECRET = "TOP-SECRET-LINE"
 TABLE = "age,weight,label\n" + "".join(f"{40 + i},{60 + i}.5,{i % 2}\n" for i in range(24))
-STATE: Any = SimpleNamespace(population=["a"], shares=1, name="run", run_id="run-abc123")
+STATE: Any = SimpleNamespace(name="run", run_id="run-abc123", segment=0)
 
 
 @pytest.fixture
@@ -165,11 +167,9 @@ def test_files_of_mnist_are_the_sites(data: Path, tmp_path: Path) -> None:
 # The folder itself
 
 
-def assigned(config: RunConfig, site: WorkerSettings) -> ClientJob:
+def assigned(config: RunConfig, site: WorkerSettings) -> SiteJob:
     """A training job of a client's worker."""
-    store: Any = None
-    number: Any = SimpleNamespace(number=1)
-    return ClientJob(store, site, "a", STATE, number, config)
+    return SiteJob(config, site)
 
 
 @pytest.mark.parametrize("task", ["csv", "image-folder", "mnist-2nn"])
@@ -181,16 +181,18 @@ def test_a_config_chooses_no_folder_of_a_site(data: Path, task: str) -> None:
     assert job.task().config.data.dir == ""
     with pytest.raises(ConfigError, match=r"data\.dir.*--data-from-config"):
         job.context()
-    found = preflight.read_facts(WorkerSettings(), STATE, config)
+    found = preflight.read_facts(WorkerSettings(), STATE, config, Resident(WorkerSettings()).handle)
     assert "--data-from-config" in found["problem"]
     assert found["cannot"] == "yes"
 
 
 def test_the_evaluator_takes_no_folder_of_a_config_either(data: Path) -> None:
     config = config_of(data={"dir": str(data)})
-    store: Any = None
-    with pytest.raises(ConfigError, match="--data-from-config"):
-        scoring_job._sums(store, WorkerSettings(), STATE, 0, config)
+    answer = Resident(WorkerSettings()).handle(SiteJob(config).request(Call.score), print)
+    assert answer.outcome == "failed"
+    assert answer.failure is not None
+    assert "--data-from-config" in answer.failure.public
+    assert answer.failure.field == "data.dir"
 
 
 def test_a_site_may_leave_the_folder_to_the_config(data: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import subprocess
 import sys
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,7 +13,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from fl_queue.client.assignment import ClientJob
 from fl_queue.client.site import WorkerSettings
 from fl_queue.config.data_section import DataSection
 from fl_queue.config.run_config import RunConfig
@@ -25,6 +23,7 @@ from fl_queue.tasks.base import ClientData, Task
 from fl_queue.tasks.context import ClientContext
 from fl_queue.tasks.feature_skew import Skew, rotated
 from fl_queue.tasks.loading import load_task
+from tests.support.site_jobs import SiteJob
 
 SKEWED = {"noise": 0.3, "rotation": 90.0, "shares": 4, "validation_per_class": [3, 3]}
 
@@ -175,10 +174,7 @@ def test_images_of_a_folder_are_skewed_one_by_one(tmp_path):
 def context_in_a_worker(client, population):
     """The context of one job, as a worker makes it."""
     config = config_of(train_per_class=[5, 5], **SKEWED)
-    state = SimpleNamespace(population=population, shares=4, name="run")
-    job = ClientJob(
-        None, WorkerSettings(threads=1), client, state, SimpleNamespace(number=2), config
-    )
+    job = SiteJob(config, WorkerSettings(threads=1), client, population, shares=4, number=2)
     return config, job.context()
 
 

@@ -12,18 +12,20 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
+from fl_queue import errors
 from fl_queue.cli.worker import worker
-from fl_queue.client import local_update, preflight, round_job
-from fl_queue.client.assignment import ClientJob
+from fl_queue.client import local_update, preflight
+from fl_queue.client.resident import Resident
 from fl_queue.client.site import WorkerSettings
 from fl_queue.config.run_config import RunConfig
 from fl_queue.errors import ConfigError, UpdateWithheld
 from fl_queue.experiments import launching
 from fl_queue.strategies import get_strategy
 from fl_queue.training import row_floor, sgd
+from tests.support.site_jobs import SiteJob
 
 ROWS = 43
-STATE: Any = SimpleNamespace(population=["a"], shares=1, name="run", run_id="run-abc123")
+STATE: Any = SimpleNamespace(name="run", run_id="run-abc123", segment=0)
 FIXED = {"features": "age,weight", "means": [40.0, 80.0], "stds": [10.0, 10.0]}
 
 
@@ -57,9 +59,7 @@ def trained(
     config: RunConfig, site: WorkerSettings, rounds: int = 1
 ) -> local_update.TrainingResult:
     """What a client's job makes in the last of some rounds, each from what it made in the one before."""
-    store: Any = None
-    number: Any = SimpleNamespace(number=1)
-    job = ClientJob(store, site, "a", STATE, number, config)
+    job = SiteJob(config, site)
     manifest, arrays = local_update.initial_model(job.task(), 0)
     base = {name: array.copy() for name, array in arrays.items()}
     plan = local_update.ClientStrategy(get_strategy(config.aggregation.strategy, config.strategy))
@@ -120,16 +120,17 @@ def test_a_config_that_has_one_row_count_alone_gets_nothing(data: Path, attack: 
         trained(config, WorkerSettings(data_dir=str(data), client="a"), rounds)
     assert caught.value.public == caught.value.reason
     # A later round's update may show enough rows: nothing keeps the client from being selected for it.
-    assert isinstance(caught.value, round_job.LASTING) == is_refused_for_good
+    assert isinstance(caught.value, errors.LASTING) == is_refused_for_good
 
 
 def test_the_facts_before_round_1_have_the_problem(data: Path) -> None:
     site = WorkerSettings(data_dir=str(data), client="a")
+    ask = Resident(site).handle
     for attack, field in (("forgets", "train.batch_size"), ("last batch", "train.weight_decay")):
-        found = preflight.read_facts(site, STATE, OLD[attack][0])
+        found = preflight.read_facts(site, STATE, OLD[attack][0], ask)
         assert found["problem"].startswith(f"{field}: ")
         assert found["cannot"] == "yes"
-    assert "problem" not in preflight.read_facts(site, STATE, config_of())
+    assert "problem" not in preflight.read_facts(site, STATE, config_of(), ask)
 
 
 def test_ordinary_training_goes_on_until_it_is_certain(data: Path) -> None:

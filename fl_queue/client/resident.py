@@ -1,0 +1,332 @@
+"""
+The computing part of a worker: facts, version 0, updates and metrics, from files and into files.
+
+``Resident.handle`` answers a request. It knows no Redis: it reads only files of the state folder that the request
+names, and the site's data. A client's state is written first, then the response into the outbox; only then it
+answers. Imports torch.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from fl_queue.client import client_state, local_update, outbox, state_writing, update_message
+from fl_queue.client.asking import Report
+from fl_queue.client.client_state import ClientStateFolder
+from fl_queue.client.local_update import ClientStrategy, ClientTrainer
+from fl_queue.client.site import WorkerSettings
+from fl_queue.client.site_task import context_of, task_of
+from fl_queue.client.version_zero import version_zero
+from fl_queue.common import failpoints
+from fl_queue.common.files import Mapped
+from fl_queue.common.paths import below
+from fl_queue.config.run_config import RunConfig
+from fl_queue.errors import LASTING, CheckpointError, DataError, TrainingLost
+from fl_queue.models.initial import initial_arrays
+from fl_queue.protocol import tensor_layout
+from fl_queue.protocol.base_part import missing
+from fl_queue.protocol.codecs import codec
+from fl_queue.protocol.header import Header
+from fl_queue.protocol.manifest import Manifest
+from fl_queue.protocol.trainer_messages import Answer, Call, ModelFile, Progress, Request
+from fl_queue.store.jobs.rq_types import TimedOut
+from fl_queue.strategies import get_strategy
+from fl_queue.strategies.base import State
+from fl_queue.strategies.layouts import RESIDUAL, client_layouts, state_manifest
+from fl_queue.tasks import calls
+from fl_queue.tasks.base import Task, code_digest
+from fl_queue.tasks.context import ClientContext
+from fl_queue.tasks.error_disclosure import failure_of
+from fl_queue.tasks.logged_metrics import TrainingLog
+from fl_queue.tasks.site_facts import facts_of
+from fl_queue.training import data_loading, stopping
+from fl_queue.training.determinism import Compute
+from fl_queue.training.optimizers import implementation
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """
+    One request, as it is computed.
+
+    Args:
+        request: It.
+        config: The run's.
+        report: Takes its progress.
+    """
+
+    request: Request
+    config: RunConfig
+    report: Report
+
+    def header(self, kind: str) -> Header:
+        """A header of the round, under the request's token."""
+        request = self.request
+        return Header(
+            kind=kind,
+            run=request.run,
+            round=request.round,
+            client=request.client,
+            base_version=request.base_version,
+            base_digest=request.base_digest,
+            token=request.token,
+        )
+
+
+class _NeedsBase(Exception):
+    """The task has built other frozen tensors than the run's, and the request names no file of those."""
+
+
+class _Model:
+    """
+    The version that a request names, mapped from this host's files.
+
+    Args:
+        state_dir: The files are relative to it.
+        file: As the request has it.
+
+    Raises:
+        TrainingLost: A file is not there any more, or of another size.
+    """
+
+    def __init__(self, state_dir: Path, file: ModelFile) -> None:
+        self.file, self._state_dir = file, state_dir
+        self.manifest = Manifest.from_json(file.manifest)
+        nbytes = codec.encoded_nbytes(file.codec, self.manifest)
+        self.body = _mapped(state_dir, file.place, nbytes)
+        layout = state_manifest(self.manifest)
+        self.server: State = {
+            name: tensor_layout.views(layout, _mapped(state_dir, place, layout.nbytes).view)
+            for name, place in file.server_state.items()
+        }
+
+    def arrays(self) -> Mapping[str, Any]:
+        """Tensor name -> array: float32 or int64, decoded when asked for."""
+        return codec.LazyDecodedTensors(self.file.codec, self.manifest, self.body.view)
+
+    def fetch_base_part(self) -> memoryview:
+        """
+        The body of the run's base part.
+
+        Raises:
+            DataError: It is not at this site, and not published.
+            _NeedsBase: The worker has to fetch it.
+        """
+        base = self.manifest.base
+        if base is not None and not base.is_published:
+            raise missing(base)
+        if base is None or self.file.base is None:
+            raise _NeedsBase
+        return _mapped(self._state_dir, self.file.base, base.nbytes).view
+
+
+class Resident:
+    """
+    Computes what workers ask for, in this process.
+
+    Args:
+        site: Folders, own code that may be loaded, device and limits; nothing of it comes with a request.
+    """
+
+    def __init__(self, site: WorkerSettings) -> None:
+        self._site = site
+        self._model: _Model | None = None
+
+    def handle(self, request: Request, report: Report) -> Answer:
+        """
+        Compute one thing, and answer when its files are written.
+
+        Args:
+            report: Takes a training's progress.
+
+        Raises:
+            TimedOut: RQ's timeout of a job in this process.
+        """
+        stopping.begin()
+        config = RunConfig.from_dict(request.config)
+        job = _Job(request, config, report)
+        calls_: Mapping[Call, Callable[[_Job], Answer]] = {
+            Call.facts: self._facts,
+            Call.initialise: self._initialise,
+            Call.train: self._train,
+            Call.evaluate: self._evaluate,
+            Call.score: self._score,
+        }
+        try:
+            return calls_[request.call](job)
+        except TimedOut:
+            raise
+        except stopping.NotWanted:
+            return Answer(outcome="ended")
+        except _NeedsBase:
+            return Answer(outcome="needs_base")
+        # The task is its owner's code and may raise anything. Another attempt would meet the same error, so it
+        # is the answer instead of being left to the deadline.
+        except Exception as exc:
+            log.exception(
+                "run=%s round=%s client=%s failed", request.run, request.round, request.client
+            )
+            is_lost = isinstance(exc, TrainingLost) or data_loading.is_dataloader_crash(exc)
+            failure = failure_of(exc, config, lasts=isinstance(exc, LASTING))
+            return Answer(outcome="lost" if is_lost else "failed", failure=failure)
+
+    # What may be asked for
+
+    def _facts(self, job: _Job) -> Answer:
+        context, can_train = None, False
+        try:
+            context = context_of(self._site, job.config, job.request)
+            task = task_of(self._site, job.config)
+            data = calls.training_data(task, context)
+            can_train = True  # What follows is for the comparison of sites only.
+            return Answer(outcome="done", facts=facts_of(task, data))
+        except TimedOut:
+            raise
+        except Exception as exc:
+            log.exception(
+                "run=%s client=%s cannot report its facts", job.request.name, job.request.client
+            )
+            return Answer(
+                outcome="failed", failure=failure_of(exc, job.config, lasts=not can_train)
+            )
+
+    def _initialise(self, job: _Job) -> Answer:
+        failpoints.failpoint("client.started")
+        request = job.request
+        task = task_of(self._site, job.config)
+        initial = request.initial
+
+        def filled(manifest: Manifest, built: Mapping[str, Any]) -> dict[str, Any]:
+            assert initial is not None
+            body = _mapped(self._site.state_dir, initial.place).view
+            return initial_arrays(body, request.run, initial.record, manifest, built)
+
+        made = version_zero(task, job.config.run.seed, filled if initial is not None else None)
+        environment = Compute(self._site.device, self._site.threads).environment(code_digest(task))
+        header = update_message.initial_header(job.header("model"), made.manifest, environment)
+        return self._keep(header, made.pieces())
+
+    def _train(self, job: _Job) -> Answer:
+        failpoints.failpoint("client.started")
+        config, logged = job.config, TrainingLog()
+        task = task_of(self._site, config)
+        context = context_of(self._site, config, job.request)
+        base = self._base(job)
+        plan = self._plan(job, base)
+        job.report(Progress(epoch=0, epochs=context.epochs))
+        logging_context = replace(context, logged=logged)
+        trainer = ClientTrainer(
+            task, base.manifest, base.arrays(), logging_context, plan, base.fetch_base_part
+        )
+        result = trainer.train(
+            lambda epoch, epochs, finished: job.report(
+                Progress(epoch=epoch, epochs=epochs, finished=finished, logged=logged.means())
+            ),
+            base.body.unload,
+        )
+        folder = ClientStateFolder(self._site.client_states, job.request.run, job.request.client)
+        state_writing.write_state(folder, config, plan, result, context)
+        encoding = codec.encoding(config.update)
+        environment = _environment(task, context, job.request.state.note)
+        if (name := config.train.optimizer) != "sgd":
+            environment["optimizer"] = implementation(name, context.device)
+        header = update_message.build_header(
+            job.header("update"), result, encoding, environment, context
+        )
+        residual = plan.kept.get(RESIDUAL, {})
+        return self._keep(header, update_message.iter_body(result, encoding, context, residual))
+
+    def _evaluate(self, job: _Job) -> Answer:
+        failpoints.failpoint("client.started")
+        task = task_of(self._site, job.config)
+        context = context_of(self._site, job.config, job.request)
+        base = self._base(job)
+        plan = self._plan(job, base)
+        trainer = ClientTrainer(
+            task, base.manifest, base.arrays(), context, plan, base.fetch_base_part
+        )
+        sums = trainer.evaluate()
+        environment = _environment(task, context, job.request.state.note)
+        return self._keep(replace(job.header("evaluation"), metrics=sums, environment=environment))
+
+    def _score(self, job: _Job) -> Answer:
+        context = context_of(self._site, job.config, job.request)
+        task = task_of(self._site, job.config)
+        data = task.test_data(context.data_dir)
+        if data is None:
+            raise DataError(
+                "test data",
+                "the task has none; override Task.test_data, or stop the evaluator",
+                public=True,
+            )
+        base = self._base(job)
+        sums = local_update.evaluate_version(
+            task, base.manifest, base.arrays(), data, context, base.fetch_base_part
+        )
+        return Answer(outcome="done", metrics=sums)
+
+    # Files
+
+    def _base(self, job: _Job) -> _Model:
+        """The version that a request names; mapped once for all requests of it."""
+        file = job.request.model
+        if file is None:
+            raise TrainingLost("the request names no version", public=True)
+        if self._model is None or self._model.file != file:
+            self._model = None
+            self._model = _Model(self._site.state_dir, file)
+        return self._model
+
+    def _plan(self, job: _Job, base: _Model) -> ClientStrategy:
+        """The strategy's part, with what the client has kept."""
+        config, state = job.config, job.request.state
+        strategy = get_strategy(config.aggregation.strategy, config.strategy)
+        kept: State = {}
+        if state.place is not None:
+            layouts = client_layouts(strategy, base.manifest, config.update.error_feedback)
+            place = below(self._site.state_dir, *state.place.split("/"))
+            try:
+                found = client_state.read(place, client_state.layout(layouts))
+            except CheckpointError as exc:  # The worker has just read it.
+                raise TrainingLost(f"the client's state is lost: {exc}") from exc
+            kept = {name: found[name] for name in state.states}
+        return ClientStrategy(strategy, base.server, kept, state.is_lost, job.request.exponent)
+
+    def _keep(self, header: Header, pieces: Any = ()) -> Answer:
+        """Write a response into the outbox, and answer."""
+        failpoints.failpoint("client.trained")
+        try:
+            outbox.write(self._site.outbox, header, pieces)
+        except DataError as exc:  # A full disk; it is tried again when there is room.
+            raise TrainingLost(str(exc), public=exc.public) from exc
+        failpoints.failpoint("outbox.written")
+        return Answer(outcome="done", num_examples=header.num_examples)
+
+
+def _environment(task: Task, context: ClientContext, note: str) -> dict[str, str | int]:
+    """What decides the bits of a training besides its config, and how the client's state was found."""
+    return context.compute.environment(code_digest(task)) | ({"client_state": note} if note else {})
+
+
+def _mapped(state_dir: Path, place: str, nbytes: int | None = None) -> Mapped:
+    """
+    A file that a request names.
+
+    Raises:
+        TrainingLost: It is not there any more, or has another size.
+        DataError: It is outside the state folder.
+    """
+    path = below(state_dir, *place.split("/"))
+    try:
+        found = Mapped(path)
+    except OSError as exc:
+        raise TrainingLost(f"{path} cannot be read: {exc}") from exc
+    if nbytes is not None and len(found.view) != nbytes:
+        raise TrainingLost(f"{path} has {len(found.view)} bytes, not {nbytes}")
+    return found

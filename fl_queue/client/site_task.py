@@ -1,0 +1,53 @@
+"""The task of a request at this site, and the context that it is given. Imports torch; no Redis here."""
+
+from __future__ import annotations
+
+from fl_queue.client.site import WorkerSettings
+from fl_queue.config.run_config import RunConfig
+from fl_queue.protocol.trainer_messages import Call, Request
+from fl_queue.tasks.base import Task
+from fl_queue.tasks.context import ClientContext, Place
+from fl_queue.tasks.loading import load_task
+
+
+def task_of(site: WorkerSettings, config: RunConfig) -> Task:
+    """
+    A run's task, with this site's data folder.
+
+    Raises:
+        ConfigError: As of ``load_task``.
+    """
+    # Version 0 needs no data: a site that has none may make it.
+    folder = site.known_folder(config)
+    return load_task(config.run.task, config, site.allow, folder)
+
+
+def context_of(site: WorkerSettings, config: RunConfig, request: Request) -> ClientContext:
+    """
+    The context that a task is given.
+
+    Raises:
+        ConfigError: Only the config names this client's folder.
+    """
+    place: Place = {
+        "share": request.share,
+        "shares": request.shares,
+        "data_dir": site.data_folder(config),
+        "device": site.device,
+        "threads": site.threads,
+        "loader_workers": site.loader_workers,
+    }
+    # Test data are the evaluator's own, and no client's.
+    if request.call != Call.score:
+        place |= {
+            "max_examples": site.max_examples,
+            "min_examples": site.min_examples,
+            "min_batch": site.min_step_examples,
+        }
+    return ClientContext.of(
+        config,
+        client=request.client,
+        run=request.name,
+        round_number=max(request.round, 1),
+        **place,
+    )
