@@ -38,6 +38,12 @@ _MODEL = {
         Table(),
         "fields of the architecture's config, such as { hidden_size = 64 }",
     ),
+    "dtype": Option(
+        "str",
+        "float32",
+        "of the frozen model, with lora_rank: float32, or bfloat16 (half the memory and bytes; what is trained stays float32)",
+        choices=("float32", "bfloat16"),
+    ),
     "tokenizer": Option(
         "str",
         "",
@@ -130,6 +136,13 @@ def check(options: Mapping[str, Any]) -> None:
     if not options["lora_rank"] and (options["lora_targets"] or options["lora_dropout"]):
         raise ConfigError(
             "task.lora_rank", "is 0, so the other lora_ options have no effect; set it", public=True
+        )
+    if options["dtype"] != "float32" and not options["lora_rank"]:
+        raise ConfigError(
+            "task.dtype",
+            f"{options['dtype']} is for the frozen model of LoRA; set it to float32, or task.lora_rank "
+            "(train.precision has the whole model's forward passes in bfloat16)",
+            public=True,
         )
     listed = options.get("classes")
     if listed is not None:

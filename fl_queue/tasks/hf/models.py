@@ -99,11 +99,11 @@ def build(
             folder = folder_of(options, data_dir, "model")
             config = _folder_config(folder, head)
             _check_length(config, options)
-            model = _of_folder(maker, folder, config, options["weights"])
+            model = _of_folder(maker, folder, config, options)
         else:
             config = _fresh_config(options, tokenizer, head)
             _check_length(config, options)
-            model = maker.from_config(config, trust_remote_code=False)
+            model = _fresh(maker, config, options)
         return adapted(model, kind, options) if options["lora_rank"] else model
 
 
@@ -139,7 +139,19 @@ def adapted(model: nn.Module, kind: str, options: Mapping[str, Any]) -> nn.Modul
             f"{named} is of no layer that LoRA adapts; the model's: {', '.join(layers)}",
             public=True,
         ) from exc
+    for module in made.modules():
+        # A new head is trained, and steps that are small beside a weight are lost in bfloat16.
+        heads = getattr(module, "modules_to_save", None)
+        for head in heads.values() if isinstance(heads, nn.ModuleDict) else ():
+            head.float().register_forward_pre_hook(_in_float32)
     return made
+
+
+def _in_float32(module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple(
+        one.float() if isinstance(one, torch.Tensor) and one.is_floating_point() else one
+        for one in arguments
+    )
 
 
 def _is_linear(module: nn.Module) -> bool:
@@ -148,20 +160,38 @@ def _is_linear(module: nn.Module) -> bool:
 
 
 def _folder_config(folder: Path, head: Mapping[str, Any]) -> Any:
-    return _read(
+    found = _read(
         "model",
         folder,
         lambda: packages.transformers().AutoConfig.from_pretrained(
             str(folder), **LOCAL, **head, use_cache=False
         ),
     )
+    if getattr(found, "quantization_config", None):
+        raise quantised("task.model")
+    return found
 
 
-def _of_folder(maker: Any, folder: Path, config: Any, weights: str) -> nn.Module:
+def quantised(field: str) -> ConfigError:
+    """The error for a model whose weights are packed in 4 or 8 bits (QLoRA)."""
+    return ConfigError(
+        field,
+        "its weights are quantised, which each device packs in another way, and a processor without CUDA not at "
+        'all; use unquantised weights, with LoRA and task.dtype = "bfloat16" for half the memory',
+        public=True,
+    )
+
+
+def _fresh(maker: Any, config: Any, options: Mapping[str, Any]) -> nn.Module:
+    dtype = getattr(torch, options["dtype"])
+    made: nn.Module = maker.from_config(config, trust_remote_code=False, dtype=dtype)
+    return made
+
+
+def _of_folder(maker: Any, folder: Path, config: Any, options: Mapping[str, Any]) -> nn.Module:
     """Build a model with a folder's weights, or with fresh ones. Raises DataError if they cannot be read."""
-    if weights == "random":
-        made: nn.Module = maker.from_config(config, trust_remote_code=False)
-        return made
+    if options["weights"] == "random":
+        return _fresh(maker, config, options)
     if not any(folder.glob("*.safetensors")):
         raise DataError(
             str(folder),
@@ -171,7 +201,11 @@ def _of_folder(maker: Any, folder: Path, config: Any, weights: str) -> nn.Module
 
     def load() -> Any:
         return maker.from_pretrained(
-            str(folder), config=config, use_safetensors=True, dtype=torch.float32, **LOCAL
+            str(folder),
+            config=config,
+            use_safetensors=True,
+            dtype=getattr(torch, options["dtype"]),
+            **LOCAL,
         )
 
     loaded: nn.Module = _read("model", folder, load)

@@ -119,8 +119,11 @@ class HFTask(Task):
         Train by ``trainer``.
 
         Raises:
-            ConfigError: ``trainer`` returned none, or one that trains another module or on another device.
+            ConfigError: ``trainer`` returned none, or one that trains another module or on another device; or the model
+                is quantised.
         """
+        if getattr(model, "is_quantized", False):
+            raise models.quantised("run.task")
         with _private_state() as output_dir:
             trainer = self.trainer(model, data, context)
             _check(trainer, model, context, self.config.run.task)

@@ -33,6 +33,7 @@ def config_of(task: str = "text-classification", **options: Any) -> RunConfig:
             "is 0, so the other lora_ options",
         ),
         ({**FRESH, "lora_dropout": 0.1}, "task.lora_rank", "is 0, so the other lora_ options"),
+        ({**FRESH, "dtype": "bfloat16"}, "task.dtype", "for the frozen model of LoRA"),
         ({**FRESH, "classes": "a"}, "task.classes", "two or more different classes"),
         ({**FRESH, "classes": "a, a"}, "task.classes", "two or more different classes"),
         ({"model": "../m"}, "task.model", "without .. in it"),

@@ -65,10 +65,11 @@ def test_the_loss_is_the_mean_over_predicted_tokens(tmp_path: Path) -> None:
     torch.testing.assert_close(task.loss(output, batch["labels"]), expected / count)
 
 
-@pytest.mark.parametrize("rank", [0, 2])
-def test_it_learns_with_the_same_bits_each_time(tmp_path: Path, rank: int) -> None:
+@pytest.mark.parametrize(("rank", "dtype"), [(0, "float32"), (2, "float32"), (2, "bfloat16")])
+def test_it_learns_with_the_same_bits_each_time(tmp_path: Path, rank: int, dtype: str) -> None:
     (tmp_path / "a.txt").write_text(TEXT)
-    found = [trial.run_trial(config_of(lora_rank=rank), str(tmp_path)) for _ in range(2)]
+    config = config_of(lora_rank=rank, dtype=dtype)
+    found = [trial.run_trial(config, str(tmp_path)) for _ in range(2)]
 
     assert found[0].problem == ""
     assert found[0].trained["loss"] < found[0].base["loss"]

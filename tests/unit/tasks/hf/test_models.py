@@ -130,6 +130,31 @@ def test_with_lora_its_matrices_and_a_new_head_are_trained(base: Any, kind: str)
     assert any("classifier" in name for name in trained) == (kind == CLASSIFIER)
 
 
+@pytest.mark.parametrize(("base", "kind"), [(BERT, CLASSIFIER), (GPT2, "AutoModelForCausalLM")])
+def test_a_frozen_model_may_be_of_half_precision_and_what_is_trained_is_not(
+    base: Any, kind: str
+) -> None:
+    model: Any = build({**base, "lora_rank": 2, "dtype": "bfloat16"}, kind=kind)
+    found = {(one.requires_grad, one.dtype) for one in model.parameters()}
+    assert found == {(True, torch.float32), (False, torch.bfloat16)}
+
+    tokens = torch.arange(5, 21).reshape(2, 8)
+    model(input_ids=tokens, labels=torch.tensor([0, 1]) if kind == CLASSIFIER else tokens).loss.backward()  # fmt: skip
+    trained = [one for one in model.parameters() if one.requires_grad]
+    assert any(one.grad.abs().sum() > 0 for one in trained)
+    assert {one.grad.dtype for one in trained} == {torch.float32}
+
+
+def test_quantised_weights_are_refused_by_name(folder: Path) -> None:
+    config = json.loads((folder / "tiny/config.json").read_text())
+    config["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    (folder / "tiny/config.json").write_text(json.dumps(config))
+
+    with pytest.raises(ConfigError, match=r"^task\.model: its weights are quantised") as caught:
+        build({"model": "tiny", "tokenizer": "bytes"}, folder)
+    assert caught.value.public
+
+
 def test_the_layers_of_lora_are_chosen() -> None:
     def adapted(*targets: str) -> set[str]:
         model = build({**BERT, "lora_rank": 2, "lora_targets": list(targets)})

@@ -183,6 +183,13 @@ def test_what_is_no_trainer_of_the_model_is_refused(own: type[Own], make: Any, w
     assert not packages.accelerate_state().PartialState._shared_state
 
 
+def test_a_quantised_model_is_refused(own: type[Own], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Model, "is_quantized", True, raising=False)
+
+    with pytest.raises(ConfigError, match=r"^run\.task: its weights are quantised"):
+        trained()
+
+
 def test_a_trial_makes_an_update_of_it() -> None:
     found = trial.run_trial(config_of())
 
