@@ -25,8 +25,8 @@ from torch.utils.data import default_collate
 
 from fl_queue.config.run_config import RunConfig
 from fl_queue.data import partition
-from fl_queue.errors import DataError
-from fl_queue.metrics import finish
+from fl_queue.errors import ConfigError, DataError
+from fl_queue.metrics import Declared, Language, Metric, declared, finish
 from fl_queue.protocol.model_usage import ModelUsage
 from fl_queue.protocol.records import Sums
 from fl_queue.tasks.context import ClientContext
@@ -34,13 +34,16 @@ from fl_queue.tasks.feature_skew import Skew
 from fl_queue.training import sgd
 from fl_queue.training.batches import (
     BatchHooks,
+    Items,
     Loss,
     default_forward,
     logits_of,
     own_loss,
     size_in,
+    target_of,
 )
 from fl_queue.training.evaluation import EvaluationOptions
+from fl_queue.training.metric_kinds import token_count, token_loss
 from fl_queue.training.optimizers import Maker
 from fl_queue.training.sgd import Samples, SgdOptions
 
@@ -199,21 +202,45 @@ class Task(ABC):
                 "a batch has no target and the model's output no loss; give the task a loss(output, batch)",
                 public=True,
             )
-        return functional.cross_entropy(logits_of(output), target)
+        scores, language = logits_of(output), _language_of(self)
+        if language is not None:
+            return token_loss(language, scores, target)
+        return functional.cross_entropy(scores, target)
 
     def loss_in(self, context: ClientContext) -> Loss:
         """``loss`` as the loops take it, of outputs and targets, or of outputs and batches."""
         return with_context(self.loss, context)
 
+    def metrics(self) -> Sequence[Metric | str]:
+        """
+        Metrics of an evaluation beside the loss, the most important first; none unless overridden.
+
+        Kinds by name or as an object with options (``["segmentation"]``, ``[Language(shift=1)]``), and metrics
+        of ``own_sums``: see ``fl_queue.metrics``. Without an override the metrics of classes are computed, where
+        outputs and targets are such.
+        """
+        return ()
+
+    def own_sums(self, output: Any, target: Any) -> Mapping[str, Any]:
+        """
+        Sums of a batch that the ``Ratio``, ``Mean``, ``Root``, ``Exp`` and ``Macro`` of ``metrics`` are of.
+
+        An override whose second argument is called ``batch`` is given the whole batch.
+
+        Returns:
+            Name -> a number, or a vector of at most 60 numbers; of at most 24 names.
+        """
+        return {}
+
     @property
     def hooks(self) -> BatchHooks:
         """The task's own functions for batches: those that it overrides."""
-        return BatchHooks(self._own("collate"), self._own("forward"), self._own("items"))
-
-    def _own(self, name: str) -> Any:
-        """A method, or None if it is the default; an attribute None stands for the default, too."""
-        found = getattr(self, name)
-        return None if getattr(found, "__func__", None) is getattr(Task, name) else found
+        return BatchHooks(
+            overridden(self, "collate"),
+            overridden(self, "forward"),
+            overridden(self, "items") or _token_items(self),
+            overridden(self, "own_sums"),
+        )
 
     def train(
         self, model: nn.Module, data: ClientData, context: ClientContext, on_epoch: OnEpoch
@@ -299,7 +326,9 @@ class Task(ABC):
             context.loader_workers,
             context.batch_size,
             options=EvaluationOptions(
-                hooks=self.hooks, batch_size=self.config.train.evaluation_batch
+                hooks=self.hooks,
+                batch_size=self.config.train.evaluation_batch,
+                declared=declared_of(self),
             ),
         )
 
@@ -368,6 +397,39 @@ class Task(ABC):
             shares=context.shares,
             owners=owners,
         )
+
+
+def overridden(task: Task, name: str) -> Any:
+    """A method of a task, or None if it is the default; an attribute None stands for the default, too."""
+    found = getattr(task, name)
+    return None if getattr(found, "__func__", None) is getattr(Task, name) else found
+
+
+def declared_of(task: Task) -> Declared | None:
+    """
+    The checked metrics of a task; None when it declares none.
+
+    Raises:
+        ConfigError: ``metrics`` returns something else than a list of metrics.
+    """
+    found: Any = task.metrics()
+    if isinstance(found, str) or not isinstance(found, Sequence):
+        what = f"metrics() returned {type(found).__name__}"
+        rule = 'return a list, such as ["regression"]'
+        raise ConfigError("run.task", f"{what}; {rule}", public=f"metrics() is no list; {rule}")
+    return declared(found) if found else None
+
+
+def _language_of(task: Task) -> Language | None:
+    found = declared_of(task)
+    kinds = found.kinds if found is not None else ()
+    return next((one for one in kinds if isinstance(one, Language)), None)
+
+
+def _token_items(task: Task) -> Items | None:
+    """The number of tokens of a batch, where the task's metrics are of language."""
+    language = _language_of(task)
+    return None if language is None else lambda batch: token_count(language, target_of(batch))
 
 
 def with_context(loss: Callable[..., Tensor], context: ClientContext) -> Loss:

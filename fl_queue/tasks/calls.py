@@ -19,9 +19,10 @@ from fl_queue.errors import ConfigError, DataError, MessageError
 from fl_queue.protocol import identifiers
 from fl_queue.protocol.records import Sums
 from fl_queue.tasks import plain_numbers
-from fl_queue.tasks.base import ClientData, OnEpoch, Task
+from fl_queue.tasks.base import ClientData, OnEpoch, Task, declared_of
 from fl_queue.tasks.context import ClientContext
 from fl_queue.tasks.error_disclosure import class_name
+from fl_queue.training.metric_kinds import own_sums
 from fl_queue.training.row_floor import check_batch, check_pull
 from fl_queue.training.sgd import Samples, as_built, part_of, size_of
 
@@ -177,7 +178,7 @@ def _sums(task: Task, method: str, found: Any) -> Sums:
     if not isinstance(found, Mapping):
         raise _wrong(task, method, found, _SUMS)
     plain: dict[str, Any] = {}
-    for key, value in found.items():
+    for key, value in _with_own(task, method, found).items():
         if not isinstance(key, str):
             raise _wrong(task, method, key, "text", " as a name of its sums")
         # A member of an enum may be text, too.
@@ -187,18 +188,39 @@ def _sums(task: Task, method: str, found: Any) -> Sums:
         if name.endswith("_sum") and not isinstance(number, list) and not metrics.is_sum(number):
             plain_numbers.say_left_out(f"{method}() of {task.config.run.task}", name)
             continue
+        if metrics.is_form(name) and not _are_finite(number):
+            plain_numbers.say_left_out(f"{method}() of {task.config.run.task}", name)
+            continue
         plain[name] = number
     try:
         metrics.check(plain)
     except MessageError as exc:
         what = f"{method}() of {task.config.run.task} returned"
-        rule = "the keys are listed in fl_queue/metrics.py"
+        rule = "the keys are listed in fl_queue/metrics/__init__.py"
         raise ConfigError(
             "run.task",
             f"{what} what no run accepts: {exc.reason}; {rule}",
             public=f"{what} sums that no run accepts; {rule}",
         ) from exc
     return plain
+
+
+def _with_own(task: Task, method: str, found: Mapping[Any, Any]) -> Mapping[Any, Any]:
+    """Sums in which those that the task's own metrics name stand under the metrics' keys."""
+    declared = declared_of(task) if method == "evaluate" else None
+    own = declared.own if declared is not None else ()
+    names = {name for one in own for name in (one.numerator, one.denominator)} & found.keys()
+    if not names:
+        return found
+    samples = plain_numbers.number(found.get("num_examples", 0))
+    made = own_sums({name: found[name] for name in names}, own, samples)
+    return {key: value for key, value in found.items() if key not in names} | made
+
+
+def _are_finite(value: Any) -> bool:
+    if isinstance(value, list):
+        return all(map(_are_finite, value))
+    return plain_numbers.is_finite(value)
 
 
 def _check_name(task: Task, method: str, key: str) -> None:

@@ -8,8 +8,8 @@ For a plain ``torch.nn.Module`` and two data sets; everything else is the defaul
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -22,9 +22,10 @@ from fl_queue.common.options import unknown_key
 from fl_queue.common.spelling import nearest
 from fl_queue.config.run_config import RunConfig
 from fl_queue.errors import ConfigError
+from fl_queue.metrics import Metric
 from fl_queue.tasks.base import ClientData, Task, with_context
 from fl_queue.tasks.context import ClientContext
-from fl_queue.training.batches import BatchHooks, Forward, Items, Loss, target_of
+from fl_queue.training.batches import BatchHooks, Forward, Items, Loss, OwnSums, target_of
 from fl_queue.training.collation import Collate
 from fl_queue.training.sgd import Samples, size_of
 
@@ -56,7 +57,8 @@ class Parts:
         evaluation: The samples of ``train`` in the same order, as they are validated: without the
             random changes that training makes of them; None: as in ``train``.
         collate: Makes a batch of a list of samples; None: as torch's ``DataLoader`` does.
-        forward, items: As the methods of ``Task``; None: its defaults.
+        forward, items, own_sums: As the methods of ``Task``; None: its defaults.
+        metrics: As ``Task.metrics`` returns it, a list.
     """
 
     model: nn.Module
@@ -69,6 +71,8 @@ class Parts:
     collate: Collate | None = None
     forward: Forward | None = None
     items: Items | None = None
+    own_sums: OwnSums | None = None
+    metrics: Sequence[Metric | str] = ()
 
 
 class FunctionTask(Task):
@@ -91,6 +95,7 @@ class FunctionTask(Task):
         self._kept: tuple[Tensor, nn.Module] | None = None
         self._loss: Loss | None = None
         self._hooks = BatchHooks()
+        self._metrics: Sequence[Metric | str] = ()
 
     @property
     def code(self) -> Callable[..., Any]:
@@ -123,7 +128,11 @@ class FunctionTask(Task):
     @property
     def hooks(self) -> BatchHooks:
         """The function's own functions for batches."""
-        return self._hooks
+        return replace(self._hooks, items=self._hooks.items or super().hooks.items)
+
+    def metrics(self) -> Sequence[Metric | str]:
+        """The function's metrics."""
+        return self._metrics
 
     def loss(self, output: Any, target: Any) -> Tensor:
         """The function's loss, or cross entropy."""
@@ -136,7 +145,8 @@ class FunctionTask(Task):
     def _parts(self) -> Parts:
         parts = _parts(self.name, self._function(**self._arguments))
         self._loss = parts.loss
-        self._hooks = BatchHooks(parts.collate, parts.forward, parts.items)
+        self._hooks = BatchHooks(parts.collate, parts.forward, parts.items, parts.own_sums)
+        self._metrics = parts.metrics
         return parts
 
     def _dataset(self, part: str, found: Any) -> Samples:

@@ -42,6 +42,8 @@ from fl_queue.training.sample_sets import Samples
 Loss = Callable[[Any, Any], Tensor]
 #: Output of a model for a batch.
 Forward = Callable[[nn.Module, Any], Any]
+#: Sums of a batch, of the model's output and the target; or of the output and the whole batch, as ``Loss``.
+OwnSums = Callable[[Any, Any], Mapping[str, Any]]
 #: How many items of a batch its mean loss is a mean over.
 Items = Callable[[Any], int]
 
@@ -59,11 +61,13 @@ class BatchHooks:
         collate: Makes a batch of a list of samples; None: torch's ``default_collate``.
         forward: Output of a model for a batch; None: as the table above has it.
         items: Number of items over which a batch's loss is a mean, such as its tokens; None: the samples.
+        own_sums: Sums of which the task's own metrics are made; None: it has none.
     """
 
     collate: Collate | None = None
     forward: Forward | None = None
     items: Items | None = None
+    own_sums: OwnSums | None = None
 
 
 class BatchPass:

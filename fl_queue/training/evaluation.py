@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fl_queue import metrics
+from fl_queue.metrics.kinds import Classification, Declared
 from fl_queue.training.batches import (
     BatchHooks,
     BatchPass,
@@ -18,11 +19,14 @@ from fl_queue.training.batches import (
     fetch,
     items_in,
     leaves,
+    logits_of,
+    takes_batch,
     target_of,
 )
 from fl_queue.training.classification import Scoring, loss_sums
 from fl_queue.training.collation import Collate
 from fl_queue.training.data_loading import LoaderSettings, untouched_generators
+from fl_queue.training.metric_kinds import balanced, kind_sums, own_sums
 from fl_queue.training.sample_sets import Samples, cut, cuts_of, size_of, whole
 
 #: Most samples at a time.
@@ -43,10 +47,12 @@ class EvaluationOptions:
         batch_size: Samples at a time; 0: four times the training's, 256 at most, and halved down to the
             training's until the outputs of a batch take at most 256 MiB, by those of the first sample:
             the same on every machine.
+        declared: The task's metrics; None: those of classes, where outputs and targets are such.
     """
 
     hooks: BatchHooks = field(default_factory=BatchHooks)
     batch_size: int = 0
+    declared: Declared | None = None
 
 
 def evaluate(
@@ -84,7 +90,7 @@ def evaluate(
     hooks = chosen.hooks if collate is None else replace(chosen.hooks, collate=collate)
     dataset = whole(dataset)
     count = size_of(dataset)
-    passing, scoring, parts = BatchPass(model, loss, hooks.forward), Scoring(), []
+    passing, scoring, parts = BatchPass(model, loss, hooks.forward), BatchScoring(chosen), []
     reading = LoaderSettings(workers=loader_workers, collate=hooks.collate)
     with torch.no_grad():
         size = chosen.batch_size or _batch_size(passing, dataset, batch_size, device, reading)
@@ -94,13 +100,44 @@ def evaluate(
         for samples, batch in zip(sizes, batches, strict=True):
             output = passing.output(batch)
             mean_loss = float(passing.loss(output, batch))
-            sums = scoring.sums(output, target_of(batch), mean_loss, samples)
+            sums = scoring.sums(output, batch, mean_loss, samples)
             parts.append(
                 sums
                 if hooks.items is None
                 else _by_items(sums, mean_loss, items_in(hooks.items, batch))
             )
     return metrics.merge(parts)
+
+
+class BatchScoring:
+    """The sums of an evaluation, a batch at a time. Args: ``options``: as of ``evaluate``."""
+
+    def __init__(self, options: EvaluationOptions) -> None:
+        self._declared, self._own = options.declared, options.hooks.own_sums
+        self._scoring = Scoring()
+        self._own_takes_batch = self._own is not None and takes_batch(self._own)
+
+    def sums(self, output: Any, batch: Any, mean_loss: float, samples: int) -> dict[str, Any]:
+        """
+        Sums of a batch.
+
+        Raises:
+            ConfigError: Outputs and targets are not of the shapes of a declared kind.
+        """
+        target = target_of(batch)
+        if self._declared is None:
+            return self._scoring.sums(output, target, mean_loss, samples)
+        scores, found = logits_of(output), loss_sums(samples, mean_loss * samples)
+        for kind in self._declared.kinds:
+            if isinstance(kind, Classification):
+                found |= self._scoring.sums(scores, target, mean_loss, samples)
+                found |= balanced(found["confusion"]) if "confusion" in found else {}
+            else:
+                found |= kind_sums(kind, scores, target)
+        if self._declared.own and self._own is not None:
+            returned = self._own(output, batch if self._own_takes_batch else target)
+            found |= own_sums(returned, self._declared.own, samples)
+        return found
 
 
 def _by_items(sums: dict[str, Any], mean_loss: float, items: int) -> dict[str, Any]:

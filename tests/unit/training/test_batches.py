@@ -136,7 +136,7 @@ class Output:
 
 
 def default_loss(output: Any, target: Any = Y) -> Tensor:
-    return Task.loss(SimpleNamespace(), output, target)  # type: ignore[arg-type]
+    return Task.loss(SimpleNamespace(metrics=tuple), output, target)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -1,31 +1,13 @@
 """
-Metrics as sums: how they are made, checked, added up over clients, and turned into ratios.
+Sums of metrics: how they are checked, added up over clients, and turned into ratios.
 
-A ratio cannot be averaged (the mean of two F1 scores is not the F1 score of both), so clients send
-sums and counts, and only a reader divides. Keys of a ``Sums`` mapping:
-
-    num_examples        int: samples that were evaluated
-    confusion           [[int]]: rows the true class, columns the predicted one
-    logit_histograms    [[int], [int]]: of a binary task, samples of class 0 and of class 1 by
-                        their log-odds of class 1, in the 1,000 bins that ``BIN_EDGES`` separate
-    score_histograms    the same in 1,000 equal bins over the probability: what earlier versions sent
-    loss_items_sum      items that ``loss_sum`` is a sum over (tokens), if those are not the examples
-    <name>_sum          a number; ``finish`` gives its mean as <name> (``loss_sum``: ``loss``), see
-                        ``identifiers.is_metric``
-    personal_<key>      the same of the model that is the client's own (``beside``)
-    finetuned_<key>     the same of the version, fine-tuned on the client's training data
-    over                {key: [clients, examples]}: in the sums of several clients alone, how many
-                        of them had each key
-
-No torch and no Redis here.
+The keys are listed in ``fl_queue.metrics``. No torch and no Redis here.
 """
 
 from __future__ import annotations
 
 import math
-import operator
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -33,6 +15,7 @@ from numpy.typing import NDArray
 
 from fl_queue.common.safe_json import printable
 from fl_queue.errors import MessageError
+from fl_queue.metrics import forms
 from fl_queue.protocol import identifiers
 from fl_queue.protocol.records import Sums
 
@@ -64,15 +47,6 @@ BESIDE_CLASSES = 32
 MAX_COUNT = 2**40
 # Sums up to this add up over any number of clients without overflowing a float.
 MAX_SUM = 1e200
-
-#: ``run.stop_when``: a metric, how it is compared, and with what.
-_CONDITION = re.compile(r"(\w+)\s*(>=|<=|>|<)\s*(\S+)")
-_COMPARISONS: dict[str, Callable[[float, float], bool]] = {
-    ">=": operator.ge,
-    "<=": operator.le,
-    ">": operator.gt,
-    "<": operator.lt,
-}
 
 
 def confusion(
@@ -130,6 +104,9 @@ def check(sums: Any) -> None:
             _check(key, _is_confusion(value), f"a square table of counts, {MAX_CLASSES} at most")
         elif kind in ("score_histograms", "logit_histograms"):
             _check(key, _is_histograms(value), f"two lists of {SCORE_BINS} counts")
+        elif parts := forms.parts_of(kind):
+            wanted = forms.problem(parts[1], value, is_sum)
+            _check(key, not wanted, wanted)
         else:
             _check(key, key.endswith("_sum"), "a known key, nor does it end in _sum")
             named = identifiers.is_metric(kind.removesuffix("_sum"))
@@ -144,7 +121,12 @@ def is_sum(value: Any) -> bool:
 
 def is_table(key: str) -> bool:
     """Whether a key of sums stands for lists of counts, and not for one number."""
-    return _kind(key) in _GIVES
+    return _kind(key) in _GIVES or is_form(key)
+
+
+def is_form(key: str) -> bool:
+    """Whether a key of sums is that of a metric in a form of ``forms``."""
+    return forms.parts_of(_kind(key)) is not None
 
 
 def finish(sums: Sums) -> dict[str, float]:
@@ -177,7 +159,7 @@ def told_by(sums: Sums) -> dict[str, tuple[int, int]]:
     for key, (clients, examples) in sorted(sums.get(OVER, {}).items()):
         part = next((f"{one}_" for one in BESIDE if key.startswith(f"{one}_")), "")
         kind = key.removeprefix(part)
-        for name in _GIVES.get(kind, (kind.removesuffix("_sum"),)):
+        for name in _names(kind):
             found.setdefault(part + name, (clients, examples))
     return found
 
@@ -190,7 +172,11 @@ def beside(part: str, sums: Sums) -> dict[str, Any]:
         part: One of ``BESIDE``.
         sums: As of any model. Of many classes only the hits are kept, and no histograms.
     """
-    kept = {key: value for key, value in sums.items() if not key.endswith("_histograms")}
+    kept = {
+        key: value
+        for key, value in sums.items()
+        if not key.endswith("_histograms") and not _is_long(value)
+    }
     table = kept.get("confusion")
     if table is not None and len(table) > BESIDE_CLASSES:
         kept["accuracy_sum"] = sum(row[index] for index, row in enumerate(table))
@@ -198,10 +184,24 @@ def beside(part: str, sums: Sums) -> dict[str, Any]:
     return {f"{part}_{key}": value for key, value in kept.items()}
 
 
+def _is_long(value: Any) -> bool:
+    """Whether a macro mean is over more classes than are kept beside the version."""
+    is_macro = isinstance(value, list) and len(value) == 2 and isinstance(value[0], list)
+    return is_macro and len(value[0]) > BESIDE_CLASSES
+
+
 def only_beside(finished: Mapping[str, float]) -> dict[str, float]:
     """Of finished metrics those that are not the version's own."""
     parts = tuple(f"{part}_" for part in BESIDE)
     return {name: value for name, value in finished.items() if name.startswith(parts)}
+
+
+def _names(kind: str) -> Sequence[str]:
+    """The metrics that a key gives."""
+    if kind == LOSS_ITEMS:
+        return ()
+    parts = forms.parts_of(kind)
+    return (parts[0],) if parts else _GIVES.get(kind, (kind.removesuffix("_sum"),))
 
 
 def _finish(sums: Sums, over: Mapping[str, Sequence[int]]) -> dict[str, float]:
@@ -215,6 +215,7 @@ def _finish(sums: Sums, over: Mapping[str, Sequence[int]]) -> dict[str, float]:
     for key in ("score_histograms", "logit_histograms"):  # Of both the better one.
         if key in sums:
             finished |= _area_under_curve(*sums[key])
+    finished |= forms.finished(sums)
     for key in sums:
         if key.endswith("_sum") and key != LOSS_ITEMS:
             finished[key.removesuffix("_sum")] = float(sums[key]) / over.get(key, (0, examples))[1]
@@ -223,54 +224,13 @@ def _finish(sums: Sums, over: Mapping[str, Sequence[int]]) -> dict[str, float]:
     return finished
 
 
-def best_version(select: str, versions: Mapping[int, Mapping[str, float]]) -> int | None:
-    """
-    The version with the best finished metrics; of equals the earliest.
-
-    Args:
-        select: ``metric:max`` or ``metric:min``, as ``run.select``; empty: the highest accuracy, or
-            the lowest loss where no version has one.
-        versions: Version -> its finished metrics; those without the metric are passed over.
-
-    Returns:
-        None when no version has the metric.
-    """
-    if not select:
-        has_accuracy = any("accuracy" in found for found in versions.values())
-        select = "accuracy:max" if has_accuracy else "loss:min"
-    metric, direction = select.split(":")
-    sign = -1.0 if direction == "max" else 1.0
-    ranked = [
-        (sign * found[metric], version) for version, found in versions.items() if metric in found
-    ]
-    return min(ranked)[1] if ranked else None
-
-
-def stop_holds(condition: str, finished: Mapping[str, float]) -> bool:
-    """
-    Whether ``run.stop_when`` holds; never for an empty condition or an absent metric.
-
-    Args:
-        condition: Such as ``accuracy >= 0.97``, as the config has checked it.
-        finished: Finished metrics of the clients' validation.
-    """
-    match = _CONDITION.fullmatch(condition)
-    if match is None or match[1] not in finished:
-        return False
-    return _COMPARISONS[match[2]](finished[match[1]], float(match[3]))
-
-
-def bound(condition: str) -> tuple[str, float] | None:
-    """The metric of ``run.stop_when`` and the number it is compared with; None: it is empty."""
-    match = _CONDITION.fullmatch(condition)
-    return (match[1], float(match[3])) if match else None
-
-
 def _add(key: str, values: list[Any]) -> Any:
     if isinstance(values[0], list):
-        tables = [np.array(value, dtype=np.int64) for value in values]
-        if any(table.shape != tables[0].shape for table in tables):
+        if any(np.shape(value) != np.shape(values[0]) for value in values):
             raise MessageError(f"metrics.{key}: its shape differs between clients")
+        if forms.parts_of(_kind(key)):
+            return [_add(key, [*parts]) for parts in zip(*values, strict=True)]
+        tables = [np.array(value, dtype=np.int64) for value in values]
         return sum(tables[1:], start=tables[0]).tolist()
     if all(isinstance(value, int) for value in values):
         return sum(values)
@@ -356,14 +316,25 @@ def merge_clients(parts: Mapping[str, Sums]) -> dict[str, Any]:
     merged: dict[str, Any] = {}
     over: dict[str, list[int]] = {}
     for key in sorted({key for sums in parts.values() for key in sums} - {OVER}):
-        having = [sums for sums in parts.values() if key in sums and _examples(sums, key) > 0]
-        fitting = _fitting(key, having)
+        fitting = _fitting(key, _reporting(key, [*parts.values()]))
         if not fitting:
             continue
         merged[key] = _add(key, [sums[key] for sums in fitting])
         if not key.endswith("num_examples"):
             over[key] = [len(fitting), sum(_examples(sums, key) for sums in fitting)]
     return merged | ({OVER: over} if over else {})
+
+
+def _reporting(key: str, parts: Sequence[Sums]) -> list[Sums]:
+    """The sums that have a key, of some examples; a loss and its number of items are of the same clients."""
+    kind = _kind(key)
+    prefix = key.removesuffix(kind)
+    if kind in ("loss_sum", LOSS_ITEMS):
+        both = {f"{prefix}loss_sum", f"{prefix}{LOSS_ITEMS}"}
+        with_items = [sums for sums in parts if both <= sums.keys()]
+        without = [sums for sums in parts if both & sums.keys() == {f"{prefix}loss_sum"}]
+        parts = with_items if len(with_items) >= len(without) else without
+    return [sums for sums in parts if key in sums and _examples(sums, key) > 0]
 
 
 def _fitting(key: str, having: Sequence[Sums]) -> Sequence[Sums]:
