@@ -41,6 +41,7 @@ BENCHMARKS = (
     Benchmark("exact_sum", "The exact sum"),
     Benchmark("memory", "Memory against clients"),
     Benchmark("large_model", "A model of 1.2 GB"),
+    Benchmark("adapters", "Adapters on a frozen base"),
     Benchmark("many_runs", "Many runs"),
     Benchmark("simulation", "Simulations", takes_data=True),
     Benchmark("scaling", "Growth"),

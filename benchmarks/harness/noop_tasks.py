@@ -6,6 +6,7 @@ A worker must allow them: ``--task-allow benchmarks.harness.noop_tasks:*``.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -74,3 +75,47 @@ class OneStep(AddConstant):
     ) -> Mapping[str, Any]:
         """Train as `Task` does."""
         return Task.train(self, model, data, context, on_epoch)
+
+
+class Layers(nn.Module):
+    """Square layers whose weights are frozen, and adapters of a rank beside them. Input (B, 1) -> (B, 2)."""
+
+    def __init__(self, layers: int, width: int, rank: int, shift: float) -> None:
+        super().__init__()
+        for index in range(layers):
+            base = nn.Parameter(torch.randn(width, width) + shift, requires_grad=False)
+            self.register_parameter(f"base{index}", base)
+            self.register_parameter(f"a{index}", nn.Parameter(torch.zeros(rank, width)))
+            self.register_parameter(f"b{index}", nn.Parameter(torch.zeros(width, rank)))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Scores that depend on every adapter."""
+        trained = [tensor.mean() for tensor in self.parameters() if tensor.requires_grad]
+        return inputs * torch.stack(trained).sum() + torch.zeros(1, 2)
+
+
+class Adapters(AddConstant):
+    """
+    Training adds a constant to the adapters of ``task.layers`` layers of ``task.width``, of ``task.rank``.
+
+    With ``task.foreign = true`` the clients build other frozen weights than the evaluator, which makes
+    version 0: they have to fetch them.
+    """
+
+    def build_model(self) -> nn.Module:
+        """Layers with adapters."""
+        layers, width, rank = (int(self.options[name]) for name in ("layers", "width", "rank"))
+        is_site = os.environ.get("FLQ_SITE_WORKER", "").startswith("site")
+        shift = 1.0 if is_site and self.options.get("foreign") else 0.0
+        return Layers(layers, width, rank, shift)
+
+    def train(
+        self, model: nn.Module, data: ClientData, context: ClientContext, on_epoch: OnEpoch
+    ) -> Mapping[str, Any]:
+        """Add a constant to what is trained."""
+        drawn = seed_for(context.seed, context.round, context.client) % 1000
+        with torch.no_grad():
+            for tensor in model.parameters():
+                if tensor.requires_grad:
+                    tensor.add_(0.001 + drawn * 1e-6)
+        return {"num_examples": 4}

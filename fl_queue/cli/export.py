@@ -20,6 +20,8 @@ from fl_queue.cli.options import (
 )
 from fl_queue.cli.output import print_result
 from fl_queue.coordinator.rounds import runs
+from fl_queue.errors import ConfigError
+from fl_queue.models import whole_model
 from fl_queue.reporting import model_card, model_export
 from fl_queue.reporting.model_export import ExportedModel, ExportRequest
 from fl_queue.store import RunState, Store
@@ -34,17 +36,32 @@ class _Choice:
     kind: str | None
     allow: tuple[str, ...]
     data: str
+    dtype: str | None
+    adapters: Path | None
 
-    def request(self, path: Path) -> ExportRequest:
+    def request(self, path: Path | None) -> ExportRequest:
         """Check the options. Raises ConfigError, DataError."""
         check_imports("--task-allow", self.allow)
         folder = data_folder(self.data)
-        return ExportRequest(path, self.version, self.best, self.kind or "", self.allow, folder)
+        if (path is None) == (self.adapters is None):
+            raise ConfigError("--output", "give either -o FILE, or --adapters FOLDER")
+        if self.adapters is not None and self.kind:
+            raise ConfigError("--format", "cannot be used with --adapters; leave it out")
+        return ExportRequest(
+            path or self.adapters or Path(),
+            self.version,
+            self.best,
+            self.kind or "",
+            self.allow,
+            folder,
+            self.dtype or "",
+            self.adapters is not None,
+        )
 
 
 @click.command()
 @run_argument()
-@output_option("File to write.")
+@output_option("File to write.", required=False)
 @collect(
     "choice",
     _Choice,
@@ -68,6 +85,17 @@ class _Choice:
     click.option(
         "--data", default="", metavar="FOLDER", help="Data folder, if the model depends on it."
     ),
+    click.option(
+        "--dtype",
+        type=click.Choice(whole_model.EXPORT_DTYPES),
+        help="Cast floating-point tensors. Default: what was trained in float32, what is frozen as it is.",
+    ),
+    click.option(
+        "--adapters",
+        type=click.Path(file_okay=False, path_type=Path),
+        metavar="FOLDER",
+        help="Write the adapters alone, as PeftModel.from_pretrained reads them, in place of -o.",
+    ),
 )
 @file_option("--card", help="Also write a model card (Markdown), as README.md for example.")
 @json_option
@@ -75,7 +103,7 @@ class _Choice:
 def export(
     deployment: Deployment,
     run: str,
-    output: Path,
+    output: Path | None,
     choice: _Choice,
     card: Path | None,
     as_json: bool,
@@ -83,19 +111,19 @@ def export(
     """
     Write a model version of RUN to a file, with a model card.
 
-    safetensors and torch files are for load_state_dict. The ONNX graph takes a batch of any size as
+    safetensors and torch files are the whole model, for load_state_dict. The ONNX graph takes a batch of any size as
     `input`. The model card has the use of the model, its training data and its metrics.
     """
     request = choice.request(output)
     store = deployment.open()
     state = runs.find_run(store, run)
     done = model_export.export_version(store, state, deployment.state_dir, request)
-    lines = [f"{output}: version {done.version}, digest {done.digest}"]
+    lines = [f"{request.path}: version {done.version}, digest {done.digest}"]
     if card is not None:
         _write_card(store, state, card, request, done)
         lines.append(f"{card}: its model card")
     record = {
-        "file": str(output),
+        "file": str(request.path),
         "run": state.name,
         "version": done.version,
         "digest": done.digest,

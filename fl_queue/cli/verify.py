@@ -33,12 +33,18 @@ def verify_command(
     """
     Recompute rounds of RUN and compare the model digests.
 
+    Of a model with frozen tensors its base part is compared, too.
+
     Needs the updates, which model.keep_updates = true keeps in the --state-dir of the aggregator. The
     signature of each update is checked too. Exits with 4 if a digest differs or a signature is wrong,
     with 3 if no round can be recomputed.
     """
     store = deployment.open()
     state = runs.find_run(store, run)
+    base = verification.check_base_part(store, state.run_id, deployment.state_dir)
+    if base is not None and not as_json:
+        tail = f": {base.reason}" if base.reason else ""
+        print_line(f"base part {base.digest[:16]}: {base.result}{tail}")
     verdicts = []
     for verdict in verification.verify(store, state, deployment.state_dir, number, strategy_allow):
         verdicts.append(verdict)
@@ -49,7 +55,10 @@ def verify_command(
                 f"{verdict.result}, {verdict.signatures}{tail}"
             )
     if as_json:
-        print_json([asdict(verdict) for verdict in verdicts])
+        found = asdict(base) if base is not None else None
+        print_json([{**asdict(verdict), "base_part": found} for verdict in verdicts])
+    if base is not None and base.result == "different":
+        raise RunFailed(state.name, f"its base part was changed: {base.reason}")
     _raise_unless_equal(state.name, verdicts, deployment.state_dir)
 
 

@@ -17,6 +17,7 @@ from fl_queue.errors import ConfigError
 from fl_queue.protocol.manifest import Manifest
 from fl_queue.protocol.tensor_layout import little_endian
 from fl_queue.tasks import calls
+from fl_queue.tasks.adapters import adapters_of
 from fl_queue.tasks.base import Task
 from fl_queue.training import base_part
 from fl_queue.training.model_tensors import Arrays, load_arrays, manifest_of, state_of, views_of
@@ -83,7 +84,8 @@ def version_zero(task: Task, seed: int, fill: Fill | None = None) -> VersionZero
         state_of(model), whole, settings.constant, settings.base == "publish"
     )
     private = private_names(model, manifest, settings.private)
-    manifest = replace(manifest, private=private)
+    adapters = adapters_of(model) if manifest.base is not None else None
+    manifest = replace(manifest, private=private, adapters=adapters)
     arrays = views_of(model, manifest) if filled is None else filled
     return VersionZero(manifest, {spec.name: arrays[spec.name] for spec in manifest.tensors}, model)
 

@@ -5,12 +5,14 @@ A file is named by the digest of its content and appears whole. Downloads of a r
 that was cut off goes on where it stopped. Files are used while they are there, and safe to remove.
 
 Base parts lie beside the runs' folders: runs with one base share its file, which stays while one of them is
-not over. An empty file in a run's folder marks that it uses it.
+not over, and for a day after its last use: the next run is often one of the same model. An empty file in a
+run's folder marks that it uses it.
 """
 
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,8 +32,9 @@ _PART = ".part"
 _LOCK = ".lock"
 #: The model being trained from, and the one before it, which a slow client may still use.
 _KEPT = 2
-#: Folder of the base parts, which is no run id; also how the mark of a run begins.
-_BASES, _MARK = "base", "base-"
+#: Folder of the base parts: no run id has an underscore. And the begin of a mark in a run's folder.
+_BASES, _MARK = "base_parts", "base-"
+_UNUSED_S = 24 * 3600.0
 
 
 def cache_folder(state_dir: Path) -> Path:
@@ -119,6 +122,7 @@ class HostCache:
                 self._download(path, base.nbytes, base.head)
                 body = Mapped(path)
                 failpoints.failpoint("base.fetched")
+            path.touch()
             return body
 
     def has(self, digest: str) -> bool:
@@ -162,8 +166,10 @@ def _sweep_bases(folder: Path) -> None:
         used = {mark.name.removeprefix(_MARK) for mark in folder.glob(f"*/{_MARK}*")}
         for file in (folder / _BASES).iterdir():
             digest = file.name.removesuffix(_PART)
-            if identifiers.is_digest(digest) and digest not in used:
-                file.unlink(missing_ok=True)
+            if not identifiers.is_digest(digest) or digest in used:
+                continue
+            if time.time() - file.stat().st_mtime > _UNUSED_S:
+                file.unlink()
 
 
 @contextmanager

@@ -17,7 +17,7 @@ import numpy as np
 
 from fl_queue.common import safe_json
 from fl_queue.common.safe_json import dumps
-from fl_queue.common.schema import Custom
+from fl_queue.common.schema import Custom, PlainData
 from fl_queue.errors import MessageError
 from fl_queue.protocol.base_part import MAX_DIMENSIONS as MAX_DIMENSIONS
 from fl_queue.protocol.base_part import BasePart, read_shape
@@ -68,6 +68,20 @@ class TensorSpec:
 
 
 @dataclass(frozen=True)
+class Adapters:
+    """
+    How peft saves the trained tensors of a model.
+
+    Args:
+        config: Content of ``adapter_config.json``.
+        names: Name in ``adapter_model.safetensors`` -> name in the model.
+    """
+
+    config: Annotated[Mapping[str, Any], PlainData(4096, 4096, 6)]
+    names: Mapping[str, str]
+
+
+@dataclass(frozen=True)
 class Manifest:
     """
     The tensors of a run's model, sorted by name, and how they lie in a body.
@@ -81,6 +95,7 @@ class Manifest:
             Empty where there is a base part.
         base: What is not trained, where it is no part of a body; None: nothing is frozen, or the run
             began before there were base parts.
+        adapters: Of a model with peft's adapters.
     """
 
     tensors: tuple[TensorSpec, ...]
@@ -88,6 +103,7 @@ class Manifest:
     private: tuple[str, ...] = ()
     frozen: tuple[str, ...] = ()
     base: BasePart | None = None
+    adapters: Adapters | None = None
 
     def __post_init__(self) -> None:
         names = [spec.name for spec in self.tensors]
@@ -104,6 +120,9 @@ class Manifest:
             raise MessageError("manifest: a frozen tensor is not there, or no parameter")
         if self.base is not None and (self.frozen or not self.base.names.isdisjoint(names)):
             raise MessageError("manifest: a tensor of the base part is in the body, too")
+        known = {*self.names, *self.aliases}
+        if self.adapters is not None and not known.issuperset(self.adapters.names.values()):
+            raise MessageError("manifest: a tensor of the adapters is not there")
 
     @property
     def nbytes(self) -> int:
@@ -153,7 +172,8 @@ class Manifest:
         }
         parts = {"private": list(self.private), "frozen": list(self.frozen)}
         fields |= {part: names for part, names in parts.items() if names}
-        return dumps(fields | ({"base": asdict(self.base)} if self.base is not None else {}))
+        fields |= {"base": asdict(self.base)} if self.base is not None else {}
+        return dumps(fields | ({"adapters": asdict(self.adapters)} if self.adapters else {}))
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Manifest:

@@ -39,6 +39,9 @@ _LOADING = {
     "safetensors": """from safetensors.torch import load_file
 
 model.load_state_dict(load_file("{file}"))""",
+    "peft": """from peft import PeftModel
+
+model = PeftModel.from_pretrained(base, "{file}")  # base: the model that the adapters were trained on""",
     "torch": """import torch
 
 model.load_state_dict(torch.load("{file}", weights_only=True))""",
@@ -279,6 +282,14 @@ def _partition(config: RunConfig) -> str:
     return f'One data set, split over the clients for an experiment (`data.partition = "{kind}"`).'
 
 
+def _frozen(facts: CardData) -> list[list[str]]:
+    base = facts.manifest.base
+    if base is None:
+        return []
+    size = sum(one.size for one in base.tensors)
+    return [["frozen numbers", f"{size:,}"], ["digest of the frozen tensors", base.digest]]
+
+
 def _elements(facts: CardData, *kinds: str) -> int:
     return sum(spec.size for spec in facts.manifest.tensors if spec.kind in kinds)
 
@@ -298,6 +309,7 @@ def _training(facts: CardData) -> str:
         ["seed", str(config.run.seed)],
         ["parameters", f"{_elements(facts, 'parameter'):,}"],
         ["numbers in buffers", f"{_elements(facts, 'float_buffer', 'integer_buffer'):,}"],
+        *_frozen(facts),
         ["run", facts.state.run_id],
         ["digest, BLAKE3 of the tensors", facts.digest],
         *_beginning(facts),

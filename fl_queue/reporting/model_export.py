@@ -6,19 +6,23 @@ torch is imported for the last two alone.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from fl_queue.common import files
 from fl_queue.config.run_config import RunConfig
 from fl_queue.coordinator.rounds import runs
-from fl_queue.errors import ConfigError
+from fl_queue.errors import ConfigError, DataError
 from fl_queue.models import checkpoint, selection, whole_model
 from fl_queue.models.model_store import ModelStore
+from fl_queue.models.whole_model import StoredTensor
 from fl_queue.protocol.manifest import Manifest
 from fl_queue.store import RunState, Store
 
 #: Formats of the file.
+PEFT = "peft"
 SAFETENSORS, TORCH, ONNX = FORMATS = ("safetensors", "torch", "onnx")
 _SUFFIXES = {".onnx": ONNX, ".pt": TORCH, ".pth": TORCH}
 
@@ -35,6 +39,8 @@ class ExportRequest:
         kind: ``safetensors``, ``torch`` or ``onnx``; empty: by the suffix of the file.
         allow: Tasks of your own (``module:name``) that may be imported, for ``onnx``.
         data_dir: Data folder of the task, for ``onnx``.
+        dtype: ``float32``, ``float16`` or ``bfloat16``: cast all floating-point tensors; empty: as they are.
+        adapters: Write the adapters in peft's format, in the folder ``path``, in place of the whole model.
     """
 
     path: Path
@@ -43,6 +49,17 @@ class ExportRequest:
     kind: str = ""
     allow: Sequence[str] = ()
     data_dir: str = ""
+    dtype: str = ""
+    adapters: bool = False
+
+    def __post_init__(self) -> None:
+        kind = self.kind or format_of(self.path)
+        if self.dtype and kind != SAFETENSORS and not self.adapters:
+            reason = f"is for safetensors, and this is {kind}; leave it out"
+            raise ConfigError("--dtype", reason)
+        if self.dtype and self.dtype not in whole_model.EXPORT_DTYPES:
+            choices = ", ".join(whole_model.EXPORT_DTYPES)
+            raise ConfigError("--dtype", f"{self.dtype!r} is none of {choices}")
 
 
 @dataclass(frozen=True)
@@ -53,7 +70,7 @@ class ExportedModel:
     Args:
         version: Its number.
         digest: BLAKE3 of its tensors, hexadecimal.
-        kind: Format of the file.
+        kind: Format of the file, or ``peft``.
         config: The run's newest config.
     """
 
@@ -109,18 +126,82 @@ def export_version(
     kind = request.kind or format_of(request.path)
     models = models_of(store, state.run_id, state_dir)
     manifest, body = models.load_version(version)
-    base = models.open_base(manifest.base).view if manifest.base is not None else None
     digest = str(store.control.versions.all(state.run_id)[version]["digest"])
     metadata = {"run": state.name, "version": str(version), "digest": digest}
-    if kind != SAFETENSORS:
+    if request.adapters:
+        kind = PEFT
+        _write_adapters(request, models, manifest, body, metadata)
+    else:
+        _write_whole(request, config, models, (manifest, body), metadata)
+    return ExportedModel(version, digest, kind, config)
+
+
+def _base_body(models: ModelStore, manifest: Manifest) -> memoryview | None:
+    return models.open_base(manifest.base).view if manifest.base is not None else None
+
+
+def _write_whole(
+    request: ExportRequest,
+    config: RunConfig,
+    models: ModelStore,
+    version: tuple[Manifest, bytearray],
+    metadata: dict[str, str],
+) -> None:
+    """Write a version with the run's base part, in the requested format."""
+    manifest, body = version
+    base = _base_body(models, manifest)
+    if (request.kind or format_of(request.path)) != SAFETENSORS:
         metadata["task"] = config.run.task
         _write_with_torch(request, config, (manifest, body, base), metadata)
-    elif manifest.base is not None and base is not None:
-        tensors = whole_model.tensors_of(manifest, body, manifest.base, base)
-        whole_model.write(request.path, tensors, metadata | {"base": manifest.base.digest})
+    elif manifest.base is not None or request.dtype:
+        if manifest.base is not None:
+            metadata["base"] = manifest.base.digest
+        tensors = whole_model.tensors_of(manifest, body, base)
+        whole_model.write(request.path, _cast(tensors, request.dtype), metadata)
     else:
         checkpoint.export(body, manifest, request.path, metadata)
-    return ExportedModel(version, digest, kind, config)
+
+
+def _cast(tensors: dict[str, StoredTensor], dtype: str) -> dict[str, StoredTensor]:
+    if not dtype:
+        return tensors
+    return {name: whole_model.cast(tensor, dtype) for name, tensor in tensors.items()}
+
+
+def _write_adapters(
+    request: ExportRequest,
+    models: ModelStore,
+    manifest: Manifest,
+    body: bytearray,
+    metadata: Mapping[str, str],
+) -> None:
+    """
+    Write the adapters of a version as ``PeftModel.from_pretrained`` reads them.
+
+    Raises:
+        ConfigError: The model has no adapters of peft's.
+    """
+    adapters = manifest.adapters
+    if adapters is None:
+        raise ConfigError(
+            "--adapters",
+            "the model of this run has no adapters of peft's (or a worker of an older release built it); "
+            "write all of it, with --output",
+        )
+    trained = {spec.name for spec in manifest.tensors} | manifest.aliases.keys()
+    is_whole = not trained.issuperset(adapters.names.values())
+    base = _base_body(models, manifest) if is_whole else None
+    tensors = whole_model.tensors_of(manifest, body, base)
+    chosen = _cast(whole_model.adapter_tensors(adapters, tensors), request.dtype)
+    try:
+        files.folder(request.path, files.SHARED_FOLDER)
+    except OSError as exc:
+        raise DataError(str(request.path), f"cannot be made: {exc.strerror or exc}") from exc
+    # Readers of Hugging Face want to know whose tensors they are.
+    pt = {**metadata, "format": "pt"}
+    whole_model.write(request.path / "adapter_model.safetensors", chosen, pt)
+    text = json.dumps(dict(adapters.config), indent=2, sort_keys=True) + "\n"
+    files.write(request.path / "adapter_config.json", text.encode())
 
 
 def _write_with_torch(

@@ -121,7 +121,8 @@ KEYS: tuple[Key, ...] = (
             "JSON: name, shape and kind of each tensor of a version, aliases; private: names of those that "
             "stay on the clients; base: of a model with frozen tensors its base part: digest, nbytes, "
             "is_published, and name, dtype and shape of each tensor (of runs that began before there "
-            "were base parts frozen: names of tensors of a version)"
+            "were base parts frozen: names of tensors of a version); adapters: of a model of peft's, how "
+            "peft saves it"
         ),
         "the commit script",
         "until the run is deleted",

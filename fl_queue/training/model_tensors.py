@@ -49,9 +49,7 @@ def manifest_of(model: nn.Module) -> Manifest:
     owners: dict[tuple[Any, ...], str] = {}
     trained: set[str] = set()
     for name, tensor in sorted(state_of(model).items()):
-        # An empty tensor has no storage to share.
-        place = (tensor.data_ptr(), tensor.shape, tensor.stride()) if tensor.numel() else (name,)
-        owner = owners.setdefault(place, name)
+        owner = owners.setdefault(place_of(name, tensor), name)
         if owner == name:
             specs.append(TensorSpec(name, tuple(tensor.shape), _kind(name, tensor)))
         else:
@@ -61,6 +59,11 @@ def manifest_of(model: nn.Module) -> Manifest:
     parameters = (spec.name for spec in specs if spec.kind == "parameter")
     frozen = tuple(name for name in parameters if name not in trained)
     return Manifest(tuple(specs), aliases, frozen=frozen)
+
+
+def place_of(name: str, tensor: Tensor) -> tuple[Any, ...]:
+    """Place of a tensor in memory, equal for all its names; an empty tensor has no storage to share."""
+    return (tensor.data_ptr(), tensor.shape, tensor.stride()) if tensor.numel() else (name,)
 
 
 def check_frozen(model: nn.Module, manifest: Manifest) -> None:

@@ -17,8 +17,15 @@ from fl_queue.aggregation.staleness import StalenessWeights
 from fl_queue.aggregation.weighting import largest_weight
 from fl_queue.config.run_config import RunConfig
 from fl_queue.coordinator.rounds.runs import current_config
-from fl_queue.errors import ConfigError, DataError, MessageError, RunStateError, StorageError
-from fl_queue.models import update_archive
+from fl_queue.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    MessageError,
+    RunStateError,
+    StorageError,
+)
+from fl_queue.models import checkpoint, update_archive
 from fl_queue.models.model_store import ModelStore
 from fl_queue.models.update_archive import ArchivedUpdate
 from fl_queue.protocol import operator_key, signing, tensor_layout
@@ -151,6 +158,42 @@ def verify(
         raise RunStateError(state.name, f"{what}; see `fl-queue history {state.name}`")
     for record in records:
         yield _verify(store, state, state_dir, record, strategy_allow)
+
+
+@dataclass(frozen=True)
+class BasePartVerdict:
+    """
+    Verification of a run's base part.
+
+    Args:
+        digest: As the manifest names it.
+        result: ``same``; ``different``: the file is damaged; ``unknown``: it is not on this machine.
+        reason: The reason, for the last two.
+    """
+
+    digest: str
+    result: Literal["same", "different", "unknown"]
+    reason: str = ""
+
+
+def check_base_part(store: Store, run: str, state_dir: Path) -> BasePartVerdict | None:
+    """
+    Compare the run's base part on this machine's disk with its digest; it is that of all versions.
+
+    Returns:
+        None of a run that publishes none.
+    """
+    manifest = store.control.versions.manifest(run)
+    base = manifest.published if manifest is not None else None
+    if base is None:
+        return None
+    folder = checkpoint.checkpoint_folder(state_dir, run)
+    is_there = (folder / checkpoint.file_name(base.digest, base)).is_file()
+    try:
+        checkpoint.open_body(folder, base.digest, base)
+    except CheckpointError as exc:
+        return BasePartVerdict(base.digest, "different" if is_there else "unknown", exc.reason)
+    return BasePartVerdict(base.digest, "same")
 
 
 def _verify(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import operator
 import os
 import secrets
 import subprocess
 import sys
 import threading
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -21,6 +23,7 @@ from fl_queue.errors import (
 from fl_queue.models import host_cache
 from fl_queue.models.host_cache import HostCache
 from fl_queue.protocol import tensor_layout
+from fl_queue.protocol.base_part import BasePart, BaseTensor, digest_of
 from fl_queue.store import Store, keyspace
 from fl_queue.store.embedded.server_pair import EmbeddedRedis
 from tests.support.federation import wait_for
@@ -276,6 +279,63 @@ def test_models_of_runs_that_are_over_are_removed(store: Store, tmp_path: Path) 
     host_cache.sweep(tmp_path / "not-there", lambda run: True)
 
     assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["other-abc123"]
+
+
+def base_and_body() -> tuple[BasePart, bytes]:
+    """A base part of two chunks."""
+    body = bytes(range(256)) * 300
+    tensors = (BaseTensor("w", "BF16", (len(body) // 2,)),)
+    base = BasePart(digest_of(tensors, [body]), len(body), tensors)
+    return base, body
+
+
+def publish_base(store: Store, run: str, digest: str, body: bytes) -> None:
+    pieces = [memoryview(body)[start : start + CHUNK] for start in range(0, len(body), CHUNK)]
+    store.data.chunks.put(keyspace.model_blob(run, digest), pieces, None)
+
+
+def test_two_runs_share_one_base_part_that_goes_a_day_after_the_last(
+    store: Store, tmp_path: Path
+) -> None:
+    runs = (RUN, "other-abc123")
+    base, body = base_and_body()
+    publish_base(store, RUN, base.digest, body)  # The other run's chunks are not even there.
+    for run in runs:
+        assert HostCache(store, tmp_path, run, CHUNK).fetch_base(base).view == body
+    file = tmp_path / "base_parts" / base.digest
+    for over in runs:
+        os.utime(file, (1, 1))
+        host_cache.sweep(tmp_path, partial(operator.eq, over))
+        assert file.exists() == (over == RUN)
+
+    assert HostCache(store, tmp_path, RUN, CHUNK).fetch_base(base).view == body
+    host_cache.sweep(tmp_path, lambda run: True)
+    assert file.exists()
+
+
+@pytest.mark.parametrize("damage", [b"", b"x"])
+def test_a_damaged_base_part_is_fetched_again_and_a_part_gone_on_with(
+    store: Store, tmp_path: Path, damage: bytes
+) -> None:
+    base, body = base_and_body()
+    cache = HostCache(store, tmp_path, RUN, CHUNK)
+    publish_base(store, RUN, base.digest, body[:CHUNK])
+    with pytest.raises(ChunksMissing):
+        cache.fetch_base(base)
+    part = tmp_path / "base_parts" / f"{base.digest}.part"
+    assert part.stat().st_size == CHUNK
+    publish_base(store, RUN, base.digest, body)
+    assert cache.fetch_base(base).view == body
+    (tmp_path / "base_parts" / base.digest).write_bytes(damage)
+    assert cache.fetch_base(base).view == body
+
+
+def test_another_base_part_than_the_digest_is_refused(store: Store, tmp_path: Path) -> None:
+    base, body = base_and_body()
+    publish_base(store, RUN, base.digest, body[:-1] + b"x")
+    with pytest.raises(DigestMismatch):
+        HostCache(store, tmp_path, RUN, CHUNK).fetch_base(base)
+    assert not list((tmp_path / "base_parts").glob(f"{base.digest}*"))
 
 
 def test_a_folder_that_cannot_be_written_is_named(store: Store, tmp_path: Path) -> None:
