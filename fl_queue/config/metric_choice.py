@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterable
 from fl_queue import metrics
 from fl_queue.common.spelling import nearest
 from fl_queue.config.run_config import RunConfig
-from fl_queue.config.task_catalog import TASKS
+from fl_queue.config.task_catalog import TASKS, TaskEntry
 from fl_queue.errors import ConfigError
 from fl_queue.protocol.records import RoundRecord, Sums
 from fl_queue.strategies import get_strategy
@@ -28,19 +28,27 @@ def of_config(config: RunConfig) -> frozenset[str] | None:
     entry = TASKS.get(config.run.task)
     if entry is None:
         return None
-    listed = [name for name in config.task.get("classes", "").split(",") if name.strip()]
-    count = entry.classes or len(listed)
-    names = {"loss", "accuracy"}
-    if count <= metrics.MAX_CLASSES:
-        names.add("f1")
-    found = names | ({"auc"} if count in (0, 2) else set())
-    beside = names if count <= metrics.BESIDE_CLASSES else names - {"f1"}
+    found, beside = _of_task(entry, config)
     strategy = get_strategy(config.aggregation.strategy, config.strategy)
     if strategy.personal or config.model.private:
         found |= {f"personal_{name}" for name in beside}
     if config.train.finetune_epochs:
         found |= {f"finetuned_{name}" for name in beside}
     return frozenset(found)
+
+
+def _of_task(entry: TaskEntry, config: RunConfig) -> tuple[set[str], set[str]]:
+    """Metrics of a built-in task's versions, and those of the models that clients report beside them."""
+    if entry.metrics:
+        names = {"loss", *entry.metrics}
+        return names, names
+    listed = [name for name in config.task.get("classes", "").split(",") if name.strip()]
+    count = entry.classes or len(listed)
+    names = {"loss", "accuracy"}
+    if count <= metrics.MAX_CLASSES:
+        names.add("f1")
+    found = names | ({"auc"} if count in (0, 2) else set())
+    return found, names if count <= metrics.BESIDE_CLASSES else names - {"f1"}
 
 
 def of_history(records: Iterable[RoundRecord]) -> frozenset[str] | None:
@@ -72,7 +80,9 @@ def check_config(config: RunConfig) -> None:
     reported = of_config(config)
     check(config, reported)
     metric, _, direction = config.run.select.partition(":")
-    right = _DIRECTIONS.get(_base(metric), direction)
+    entry = TASKS.get(config.run.task)
+    known = {**_DIRECTIONS, **(entry.metrics if entry else {})}
+    right = known.get(_base(metric), direction)
     if direction != right:
         raise ConfigError(
             "run.select",

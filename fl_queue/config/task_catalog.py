@@ -9,7 +9,7 @@ on the machine that has it.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from fl_queue.common import data_folder
@@ -32,6 +32,7 @@ class TaskEntry:
         decides: The option without which each site's data decide what the model is about.
         parameters: Of its model; 0 when that depends on options or data.
         check: Raises ConfigError for options that contradict each other.
+        metrics: Names and directions of its metrics beside the loss; empty: those of classes.
     """
 
     target: str
@@ -43,6 +44,7 @@ class TaskEntry:
     decides: str = ""
     parameters: int = 0
     check: Callable[[Mapping[str, Any]], None] = lambda options: None
+    metrics: Mapping[str, str] = field(default_factory=dict)
 
 
 def _range_problem(values: tuple[float, ...]) -> str | None:
@@ -194,6 +196,7 @@ TASKS: dict[str, TaskEntry] = {
         "language modelling with a causal transformers model, whole or by LoRA (extra hf)",
         text_options.CAUSAL_LM,
         check=text_options.check,
+        metrics={"perplexity": "min", "token_accuracy": "max"},
     ),
 }
 

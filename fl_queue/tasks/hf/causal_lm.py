@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
+from fl_queue.metrics import Language, Metric
 from fl_queue.tasks.hf import samples
-from fl_queue.tasks.hf.samples import IGNORED, TokenSamples
+from fl_queue.tasks.hf.samples import TokenSamples
 from fl_queue.tasks.hf.text_task import Row, TextTask
 
 
@@ -25,6 +25,6 @@ class CausalLanguageModel(TextTask):
         texts = [row[0] for row in rows]
         return TokenSamples(samples.blocks(self.tokenizer, texts, self.options["max_tokens"]), None)
 
-    def items(self, batch: Any) -> int:
-        """Return the number of predicted tokens: the model predicts each but the first from those before it."""
-        return int((batch["labels"][:, 1:] != IGNORED).sum())
+    def metrics(self) -> Sequence[Metric | str]:
+        """Return perplexity and token accuracy: the model predicts each token from those before it."""
+        return [Language(shift=1)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
+from fl_queue.config import metric_choice
 from fl_queue.config.run_config import RunConfig
+from fl_queue.config.task_catalog import TASKS
+from fl_queue.errors import ConfigError
 from fl_queue.experiments import trial
+from fl_queue.tasks.base import declared_of
 from fl_queue.tasks.hf import packages, samples
 from fl_queue.tasks.hf.samples import TokenSamples
 from fl_queue.tasks.loading import load_task
@@ -61,7 +66,7 @@ def test_the_loss_is_the_mean_over_predicted_tokens(tmp_path: Path) -> None:
             logits, torch.tensor(row[1:]), reduction="sum"
         )
         count += len(row) - 1
-    assert task.items(batch) == count == 7
+    assert count == 7
     torch.testing.assert_close(task.loss(output, batch["labels"]), expected / count)
 
 
@@ -72,6 +77,35 @@ def test_it_learns_with_the_same_bits_each_time(tmp_path: Path, rank: int, dtype
     found = [trial.run_trial(config, str(tmp_path)) for _ in range(2)]
 
     assert found[0].problem == ""
+    assert {"loss", "perplexity", "token_accuracy"} == found[0].trained.keys()
+    assert found[0].trained["perplexity"] == pytest.approx(
+        math.exp(found[0].trained["loss"]), rel=1e-3
+    )
     assert found[0].trained["loss"] < found[0].base["loss"]
     assert (found[0].trained, found[0].largest) == (found[1].trained, found[1].largest)
     assert bool(found[0].frozen) == bool(rank)
+
+
+@pytest.mark.parametrize(
+    ("select", "words"),
+    [
+        ("accuracy:max", "is not what the clients of causal-lm report"),
+        ("perplexity:max", "chooses the worst version; write perplexity:min"),
+        ("token_accuracy:min", "write token_accuracy:max"),
+    ],
+)
+def test_a_metric_that_it_does_not_report_is_refused_when_a_run_begins(
+    select: str, words: str
+) -> None:
+    metric_choice.check_config(config_of())
+    config = RunConfig.from_dict({**config_of().to_dict(), "run": {"task": "causal-lm", "select": select}})  # fmt: skip
+
+    with pytest.raises(ConfigError, match=words):
+        metric_choice.check_config(config)
+
+
+def test_the_catalog_has_the_metrics_that_the_task_declares() -> None:
+    declared = declared_of(load_task("causal-lm", config_of()))
+
+    assert declared is not None
+    assert dict(declared.names) == {**TASKS["causal-lm"].metrics, "loss": "min"}
