@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Self
 from fl_queue.client.site import WorkerSettings
 from fl_queue.common import state_folder
 from fl_queue.config import loading
-from fl_queue.coordinator.operations import controls
+from fl_queue.coordinator.operations import controls, tagging
 from fl_queue.coordinator.rounds import runs
 from fl_queue.experiments import launching
 from fl_queue.models import selection
@@ -59,12 +59,13 @@ class Run:
         self._since = ""
 
     @classmethod
-    def start(
+    def start(  # noqa: PLR0913 - options of a command
         cls,
         source: str | Path,
         *,
         name: str = "",
         rounds: int | None = None,
+        from_version: int | str | None = None,
         settings: Mapping[str, Any] | None = None,
         redis_url: str = "",
         blob_url: str = "",
@@ -80,6 +81,7 @@ class Run:
             source: A TOML file or a preset (``demo``, ``mnist-2nn``, ...).
             name: Name of the run; default: that of the config.
             rounds: Rounds of training from here on; default: ``run.rounds``.
+            from_version: An older version to go on from, by its number or tag.
             settings: Fields of the config to override, such as ``{"train.epochs": 2}``.
             redis_url, blob_url: Default: those of the config and the environment, else private servers.
             state_dir: Default: that of this account, as for the commands.
@@ -105,6 +107,7 @@ class Run:
                 rounds,
                 stays=True,
                 console=_console(quiet),
+                from_version=from_version,
             )
             made = cls(begun.store, begun.run, site.state_dir, undo.pop_all())
         made._since = begun.since
@@ -195,14 +198,14 @@ class Run:
         found = self.store.control.events.read({keyspace.events(self.run_id): "0-0"}, None)
         return [run_status.event_record(entry, event) for _, entry, event in found]
 
-    def model(self, version: int | None = None, *, best: bool = False) -> dict[str, Tensor]:
+    def model(self, version: int | str | None = None, *, best: bool = False) -> dict[str, Tensor]:
         """
         Load a version as a state dict, for ``load_state_dict``; the newest by default.
 
         Imports torch. The tensors are copies, on the CPU.
 
         Args:
-            version: Its number.
+            version: Its number, or its tag.
             best: Load the version that ``run.select`` names.
 
         Raises:
@@ -221,7 +224,7 @@ class Run:
     def export(
         self,
         path: str | Path,
-        version: int | None = None,
+        version: int | str | None = None,
         *,
         best: bool = False,
         kind: str = "",
@@ -240,6 +243,26 @@ class Run:
         request = ExportRequest(Path(path), version, best, kind, allow)
         done = model_export.export_version(self.store, self.state, self._state_dir, request)
         return done.digest
+
+    def tag(self, version: int | str, name: str) -> int:
+        """
+        Name a version, which is kept from then on, as ``fl-queue tag``; ``state.tags`` has the names.
+
+        Args:
+            version: Its number, a tag, ``newest`` or ``best``.
+
+        Returns:
+            The number of the version.
+
+        Raises:
+            ConfigError: The name cannot be a tag.
+            RunStateError, UnknownVersion: There is no such version, or it has been pruned.
+        """
+        return tagging.tag(self.store, self.run_id, str(version), name)
+
+    def untag(self, name: str) -> int:
+        """Remove a tag; returns the version that had it. Raises RunStateError: there is no such tag."""
+        return tagging.untag(self.store, self.run_id, name)
 
     def plot(self, path: str | Path) -> None:
         """

@@ -41,6 +41,7 @@ SECTIONS = {
     },
     "Models": {
         "export": "export:export",
+        "tag": "tag:tag",
         "plot": "plot:plot",
         "metrics": "metrics:metrics",
         "verify": "verify:verify_command",

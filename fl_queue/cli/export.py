@@ -31,7 +31,7 @@ from fl_queue.store import RunState, Store
 class _Choice:
     """Which version is written, and how."""
 
-    version: int | None
+    version: str | None
     best: bool
     kind: str | None
     allow: tuple[str, ...]
@@ -65,9 +65,7 @@ class _Choice:
 @collect(
     "choice",
     _Choice,
-    click.option(
-        "--version", type=click.IntRange(min=0), help="Number of the version. Default: the newest."
-    ),
+    click.option("--version", help="Number of the version, or its tag. Default: the newest."),
     click.option("--best", is_flag=True, help="The best version, by the metric of run.select."),
     click.option(
         "--format",

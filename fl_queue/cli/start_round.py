@@ -42,8 +42,8 @@ from fl_queue.reporting import rich_console, run_status
 )
 @click.option(
     "--from-version",
-    type=click.IntRange(min=0),
-    help="Go on from this older version of a run that has ended; it gets a new number.",
+    metavar="VERSION",
+    help="Go on from this older version (a number, a tag, or best) of a run that has ended.",
 )
 @click.option(
     "--wait/--no-wait",
@@ -60,7 +60,7 @@ def start_round(
     config: str,
     name: str,
     count: int | None,
-    from_version: int | None,
+    from_version: str | None,
     wait: bool,
     overrides: tuple[str, ...],
     as_json: bool,

@@ -12,6 +12,7 @@ from fl_queue.cli.output import print_json, print_line
 from fl_queue.coordinator.rounds import runs
 from fl_queue.protocol.state import RunPhase
 from fl_queue.reporting import diagnosis, run_status
+from fl_queue.reporting.run_status import RunStatus
 
 
 @click.command()
@@ -36,13 +37,18 @@ def status(deployment: Deployment, run: str | None, as_json: bool) -> None:
     for entry in found:
         print_line(f"{entry.name} ({entry.run_id}) {entry.doing}")
         if run:
-            for line in (*entry.waiting_for, *entry.floods, *entry.notices):
+            for line in _details(entry):
                 print_line(f"  {line}")
-            print_line(f"  config {entry.config_digest}")
-            if entry.initial is not None:
-                print_line(f"  {entry.initial}")
     if found and not run and any(entry.state == RunPhase.training for entry in found):
         for line in diagnosis.DiagnosisContext.look(store).lines:
             print_line(line)
     for line in found[0].enrolments if found else []:
         print_line(line)
+
+
+def _details(entry: RunStatus) -> list[str]:
+    """Lines that follow the state of one run."""
+    lines = [*entry.waiting_for, *entry.floods, *entry.notices, f"config {entry.config_digest}"]
+    if entry.tags:
+        lines.append(f"tags {', '.join(f'{name} = {at}' for name, at in entry.tags.items())}")
+    return lines if entry.initial is None else [*lines, str(entry.initial)]

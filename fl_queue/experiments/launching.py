@@ -16,6 +16,7 @@ from fl_queue.config.task_catalog import TASKS
 from fl_queue.coordinator.rounds import lifecycle, runs
 from fl_queue.errors import ConfigError, UnknownVersion
 from fl_queue.experiments import local_workers
+from fl_queue.models import selection
 from fl_queue.models.initial import publish_initial
 from fl_queue.models.model_store import ModelStore
 from fl_queue.store import INTERACTIVE, UPLOADS, RunState, Store, keyspace
@@ -56,14 +57,14 @@ def begin(
     name: str,
     config: RunConfig,
     count: int | None = None,
-    from_version: int | None = None,
+    from_version: int | str | None = None,
 ) -> str:
     """
     Create a run, or continue it from its newest version; ``lifecycle.advance`` opens its round.
 
     Args:
         count: Rounds of training from here on; None: ``run.rounds``.
-        from_version: An older version to go on from; None: the newest.
+        from_version: An older version to go on from, by its number or tag; None: the newest.
 
     Returns:
         Its run id.
@@ -78,10 +79,13 @@ def begin(
         with store.with_timeouts(UPLOADS) as slow:
             path, model = Path(config.model.initial), config.model
             initial = publish_initial(slow, path, config.redis.chunk_bytes, model)
+    version = None
     if from_version is not None:
-        check_there(store, runs.find_run(store, name), from_version)
+        state = runs.find_run(store, name)
+        version = selection.chosen_version(store, state, config, from_version, best=False)
+        check_there(store, state, version)
     rounds = count or config.run.rounds
-    return runs.start_run(store, name, config, rounds, initial, from_version).run_id
+    return runs.start_run(store, name, config, rounds, initial, version).run_id
 
 
 def check_there(store: Store, state: RunState, version: int) -> None:
@@ -112,7 +116,7 @@ def launch(
     *,
     stays: bool,
     console: Console,
-    from_version: int | None = None,
+    from_version: int | str | None = None,
 ) -> LaunchedRun:
     """
     Start or continue a run and open its round; start the servers and workers that a simulation lacks.

@@ -10,7 +10,7 @@ from fl_queue.models import checkpoint, update_archive
 from fl_queue.models.model_store import ModelStore
 from fl_queue.models.selection import best_version
 from fl_queue.protocol import job_origins
-from fl_queue.store import Store
+from fl_queue.store import RunState, Store
 
 #: Model versions that stay on the data server: the newest, and the one that clients may be reading.
 ON_DATA_SERVER = 2
@@ -47,17 +47,26 @@ def prune_versions(models: ModelStore, config: RunConfig) -> None:
     for version in range(max(0, newest - reach), newest):
         for digest in _chunked_digests(versions[version]) - digests:
             models.drop(digest, manifest.nbytes)
-    count = config.model.keep_versions
-    if count:
-        best = best_version(store, run, config)
-        stay = served | {version for version in versions if version > newest - count}
-        # A record may name a version that a restored server does not list.
-        stay |= {best} if best in versions else set()
+    state = store.control.runs.get(run)
+    if config.model.keep_versions and state is not None:
+        stay = served | kept_versions(store, state, config)
         on_disk = {digest for version in stay for digest in _checkpoint_digests(versions[version])}
         checkpoint.prune(models.folder, on_disk)
         # A round whose base is gone cannot be verified any more.
         rounds = {versions[version]["round"] for version in versions if version - 1 in stay}
         update_archive.prune(models.state_dir, run, rounds | {versions[newest]["round"]})
+
+
+def kept_versions(store: Store, state: RunState, config: RunConfig) -> set[int]:
+    """Versions whose checkpoints are kept by ``model.keep_versions``: the newest, the best, and tagged ones."""
+    versions, count = store.control.versions.all(state.run_id), config.model.keep_versions
+    if not count:
+        return set(versions)
+    newest = max(versions, default=-1)
+    best = best_version(store, state.run_id, config)
+    # A record or a tag may name a version that a restored server does not list.
+    named = {best, *state.tags.values()}
+    return {version for version in versions if version > newest - count or version in named}
 
 
 def _chunked_digests(version: Mapping[str, Any]) -> set[str]:

@@ -5,10 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from fl_queue import metrics
+from fl_queue.common.safe_json import is_count
+from fl_queue.common.spelling import nearest
 from fl_queue.config.run_config import RunConfig
 from fl_queue.errors import RunStateError
 from fl_queue.protocol.records import EvaluationState, Outcome
 from fl_queue.store import RunState, Store
+
+BEST = "best"
+#: Words for a version, which are no tags.
+WORDS = ("newest", BEST)
 
 
 def test_metrics(store: Store, run: str) -> dict[int, dict[str, float]]:
@@ -72,15 +78,36 @@ def best_version(store: Store, run: str, config: RunConfig) -> int | None:
     return best_by(config.run.select, validation_metrics(store, run), test_metrics(store, run))
 
 
+def _named(state: RunState, text: str) -> int | None:
+    """The number of a version; None: the newest, or the best one."""
+    if text in WORDS:
+        return None
+    if is_count(text):
+        return int(text)
+    if text not in state.tags:
+        there = f"tags: {', '.join(sorted(state.tags))}" if state.tags else "no tags yet"
+        raise RunStateError(
+            state.name,
+            f"{text!r} is neither a version nor a tag{nearest(text, sorted(state.tags))} ({there})",
+        )
+    return state.tags[text]
+
+
 def chosen_version(
-    store: Store, state: RunState, config: RunConfig, version: int | None, best: bool
+    store: Store, state: RunState, config: RunConfig, version: int | str | None, best: bool
 ) -> int:
     """
     The version that a user asks for: the best one, the named one, else the newest.
 
+    Args:
+        version: Its number, a tag, or one of ``WORDS``; None: the newest.
+
     Raises:
-        RunStateError: There is none yet.
+        RunStateError: There is none yet, or no such tag.
     """
+    if isinstance(version, str):
+        best = best or version == BEST
+        version = _named(state, version)
     if best:
         version = best_version(store, state.run_id, config)
         if version is None:

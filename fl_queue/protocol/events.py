@@ -276,6 +276,24 @@ class RoundRestored(EndOfRound):
     of: Count | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class VersionTagged(Event):
+    """A version has a name. ``name``: the tag."""
+
+    kind = "version_tagged"
+    version: Count
+    name: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class VersionUntagged(Event):
+    """A name was removed from a version. ``name``: the tag."""
+
+    kind = "version_untagged"
+    version: Count
+    name: str
+
+
 #: Outcome of a round -> its event.
 ROUND_ENDS: Mapping[Outcome, type[EndOfRound]] = MappingProxyType(
     {

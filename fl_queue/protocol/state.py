@@ -56,7 +56,8 @@ class RunState:
     ``config_digest``: of the newest segment of its config, for display; no decision depends on it.
     ``state_since``: the newest round in which a client had lost its state, or the run went back to an older
     version; what clients keep for the strategy counts from later rounds only. 0: there is none.
-    ``counted_from``: the version from which ``run.patience`` counts.
+    ``counted_from``: the version from which ``run.patience`` counts. ``tags``: name -> version that it
+    names, and that is kept.
     """
 
     name: str
@@ -84,6 +85,7 @@ class RunState:
     config_digest: str = ""
     state_since: int = 0
     counted_from: int = 0
+    tags: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def active(self) -> bool:
@@ -226,6 +228,7 @@ def parse_run_state(run: str, raw: Mapping[str, str]) -> RunState:
         config_digest=fields.digest("config_digest", ""),
         state_since=fields.whole("state_since", 0),
         counted_from=fields.whole("counted_from", 0),
+        tags=fields.json("tags", dict[str, int], "{}"),
     )
 
 

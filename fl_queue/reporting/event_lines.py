@@ -114,6 +114,14 @@ def _round_restored(event: Event, details: Details) -> str:
     return f"version {event['version']} is version {event['of']} again{_reason(event)}"
 
 
+def _version_tagged(event: Event, details: Details) -> str:
+    return f"version {event['version']} has the tag {event['name']}"
+
+
+def _version_untagged(event: Event, details: Details) -> str:
+    return f"version {event['version']} has no longer the tag {event['name']}"
+
+
 def _evaluation_skipped(event: Event, details: Details) -> str:
     return f"version {event.get('version')} has no closing evaluation{_reason(event)}"
 
@@ -139,6 +147,8 @@ _LINES: Mapping[str, Callable[[Event, Details], str]] = {
     "round_cancelled": _round_ended,
     "round_initialised": _plain("version 0 is there"),
     "version_evaluated": _version_evaluated,
+    "version_tagged": _version_tagged,
+    "version_untagged": _version_untagged,
     "round_restored": _round_restored,
     "evaluation_skipped": _evaluation_skipped,
     "site_differs": _site_differs,

@@ -34,7 +34,7 @@ class ExportRequest:
 
     Args:
         path: File to write.
-        version: Its number; None: the newest.
+        version: Its number, a tag, or a word as of ``selection.WORDS``; None: the newest.
         best: The version that ``run.select`` names, instead.
         kind: ``safetensors``, ``torch`` or ``onnx``; empty: by the suffix of the file.
         allow: Tasks of your own (``module:name``) that may be imported, for ``onnx``.
@@ -44,7 +44,7 @@ class ExportRequest:
     """
 
     path: Path
-    version: int | None = None
+    version: int | str | None = None
     best: bool = False
     kind: str = ""
     allow: Sequence[str] = ()
@@ -91,7 +91,7 @@ def models_of(store: Store, run_id: str, state_dir: Path) -> ModelStore:
     return ModelStore(store, run_id, config.redis.chunk_bytes, state_dir)
 
 
-def version_of(store: Store, state: RunState, version: int | None, best: bool) -> int:
+def version_of(store: Store, state: RunState, version: int | str | None, best: bool) -> int:
     """
     Find the number of the best, a named or the newest version.
 

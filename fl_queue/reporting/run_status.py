@@ -45,6 +45,7 @@ class RunStatus:
         enrolments: Enrolments that were changed in Redis, a line each.
         notices: Whose weights the newest round has capped, and who had lost its state, a line each.
         initial: The file it began with, and the tensors that were loaded; None: it began from its seed.
+        tags: Tag -> the version that it names.
     """
 
     name: str
@@ -63,6 +64,7 @@ class RunStatus:
     enrolments: list[str] = field(default_factory=list)
     notices: list[str] = field(default_factory=list)
     initial: Beginning | None = None
+    tags: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -119,6 +121,7 @@ def run_status(store: Store, state: RunState, around: DiagnosisContext | None = 
         enrolments=around.enrolments,
         notices=diagnosis.notices(store, state),
         initial=initial.of_run(store, state),
+        tags=dict(sorted(state.tags.items())),
     )
 
 

@@ -89,7 +89,8 @@ KEYS: tuple[Key, ...] = (
             "server_state, round, rounds_wanted, abandoned, segment, config_digest, population, "
             "shares, fence, cleaned, waited_s, created_at; state_since (the newest round in which a "
             "client had lost its state, or the run went back to an older version: clients' states of later "
-            "rounds count only); counted_from (the version from which run.patience counts); restored_from "
+            "rounds count only); counted_from (the version from which run.patience counts); tags (JSON, name -> version); "
+            "restored_from "
             "(JSON list: the run it was restored from, the one before that, ...)"
         ),
         "`start-round`, scripts and transactions of the operator's side",

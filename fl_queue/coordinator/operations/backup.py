@@ -11,7 +11,8 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -104,6 +105,7 @@ def write(store: Store, name: str, path: Path, state_dir: Path) -> Backup:
         left_out = ""
         if best is not None and best != document.version:
             document, left_out = _with_best(store, document, best, state_dir, writing)
+        document = _with_tagged(store, document, state.tags.values(), state_dir, writing)
         pack(document, writing, path)
     return Backup(
         path=path,
@@ -148,6 +150,18 @@ def _with_best(
     except (UnknownVersion, CheckpointError) as exc:
         return document, str(exc)
     return replace(document, models=[best, document.version]), ""
+
+
+def _with_tagged(
+    store: Store, document: Document, tagged: Iterable[int], state_dir: Path, writing: Path
+) -> Document:
+    """The same with the tagged versions that are to be found."""
+    there = set(document.models)
+    for version in sorted({version for version in tagged if version <= document.version} - there):
+        with suppress(UnknownVersion, CheckpointError):
+            backup_models.stage(store, document, version, state_dir, writing)
+            there.add(version)
+    return replace(document, models=sorted(there)) if there != set(document.models) else document
 
 
 def _snapshot(store: Store, state: RunState) -> Document:

@@ -161,6 +161,25 @@ def set_fields(
     return confirmed_changes.decide(store, state.run_id, [key], body, by)
 
 
+def set_tags(store: Store, state: RunState, tags: str, event: Event, by: str) -> bool:
+    """
+    Replace a run's tags, with an event, if they are as they were seen, whatever else the run does.
+
+    Args:
+        tags: JSON.
+        by: Token of the command, see ``confirmed_changes``.
+    """
+    key, seen = keyspace.run(state.run_id), dumps(dict(state.tags))
+
+    def body(pipe: Pipeline) -> confirmed_changes.Change | None:
+        raw = cast("bytes | None", pipe.hget(key, "tags")) or b"{}"
+        if not pipe.exists(key) or dumps(json.loads(raw)) != seen:
+            return None
+        return confirmed_changes.Change(event, lambda: pipe.hset(key, "tags", tags))
+
+    return confirmed_changes.decide(store, state.run_id, [key], body, by)
+
+
 def reopen(store: Store, run: str, states: Collection[str], by: str) -> bool:
     """
     Set a run that has ended back to training.

@@ -21,6 +21,7 @@ TEXTS = {
     "Mode": "async",
     "RunPhase": "training",
     "RoundPhase": "open",
+    "Mapping[str, int]": '{"x": 7}',
     "Mapping[str, float]": '{"x": 7.5}',
     "Mapping[str, list[float]]": '{"x": [7.5]}',
     "Mapping[str, Mapping[str, int]]": '{"x": {"round": 7}}',
