@@ -13,13 +13,13 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import nn
 
 from fl_queue.client.personalization import Personalization, check_private
+from fl_queue.client.strategy_terms import check_seen, local_rule
 from fl_queue.client.version_zero import initial_model as initial_model
-from fl_queue.errors import ConfigError, DataError
+from fl_queue.errors import DataError
 from fl_queue.protocol.manifest import Manifest, TensorSpec
 from fl_queue.protocol.records import LOST, Sums
 from fl_queue.protocol.tensor_layout import little_endian
@@ -31,7 +31,6 @@ from fl_queue.tasks.building import built
 from fl_queue.tasks.context import ClientContext
 from fl_queue.tasks.logged_metrics import TrainingLog
 from fl_queue.training.base_part import Fetch, Untouched
-from fl_queue.training.local_rule import LocalRule
 from fl_queue.training.model_tensors import (
     Arrays,
     as_loaded,
@@ -255,7 +254,7 @@ class ClientTrainer:
             model = self._build()
             untouched = Untouched(state_of(model), self.manifest.base)
             known = self.plan.known(self.task, self.manifest, context)
-            rule = _rule(strategy, known, model, context.min_batch)
+            rule = local_rule(strategy, known, model, context.min_batch)
             on_loaded()
             own = self._personalization(data, context)
             metrics = {**self._evaluated(model, data, context), **own.make_own(model)}
@@ -268,7 +267,7 @@ class ClientTrainer:
             # Not earlier: a Flower client reports its number of examples by training.
             num_examples = size_of(data.train)
             train_metrics = logged.joined(train_sums, num_examples)
-        _check_rule(strategy, rule)
+        check_seen(strategy, rule, model, known.parameters, self.base)
         check_unchanged(model, self.manifest, self.base)
         untouched.check(state_of(model))
         model.zero_grad()  # Gradients are as large as the model.
@@ -375,46 +374,6 @@ def _personalize(own: Personalization, context: ClientContext) -> tuple[Sums, Ar
         sums = own.validate_personal(personal)
         arrays = own.train_personal(personal)
         return {**sums, **own.finetune()}, arrays
-
-
-def _check_rule(strategy: Strategy, rule: LocalRule) -> None:
-    """
-    Refuse an update that the strategy could not correct.
-
-    Raises:
-        ConfigError: The strategy corrects local SGD, and the task did not train by it.
-    """
-    if strategy.needs_local_sgd and not (rule.is_used and rule.steps):
-        raise ConfigError(
-            "aggregation.strategy",
-            "it corrects the steps of local SGD, and this task trains in a way of its own; hand "
-            "context.rule to sgd.local_sgd, or use another strategy",
-            public=True,
-        )
-
-
-def _rule(
-    strategy: Strategy,
-    known: ClientTrainingState,
-    model: nn.Module,
-    fewest: int,
-) -> LocalRule:
-    """The strategy's correction, and the site's floor, as local SGD takes them."""
-    correction = strategy.correction(known)
-    state, anchors, offsets = state_of(model), {}, {}
-    for name in known.parameters:
-        parameter = state[name]
-        if not isinstance(parameter, nn.Parameter):
-            continue
-        if correction.proximal:
-            anchors[parameter] = parameter.detach().clone()
-        if correction.offset is not None:
-            offset = np.broadcast_to(correction.offset(name), tuple(parameter.shape))
-            offsets[parameter] = torch.tensor(offset.copy()).to(parameter)
-    only_sgd = (
-        strategy.training_refusals("adamw")["optimizer"] if strategy.needs_gradient_sum else ""
-    )
-    return LocalRule(correction.proximal, anchors, offsets, fewest, only_sgd, known.learning_rate)
 
 
 def _loss(task: Task, model: nn.Module, dataset: Samples, context: ClientContext) -> float:

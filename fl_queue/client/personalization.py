@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from fl_queue import metrics
+from fl_queue.client.strategy_terms import unseen_steps
 from fl_queue.common.spelling import nearest
 from fl_queue.errors import ConfigError, ModelMismatch
 from fl_queue.protocol.manifest import BATCH_NORM, Manifest
@@ -195,9 +196,10 @@ class Personalization:
             for spec in self.manifest.tensors
             if isinstance(parameter := state[spec.name], nn.Parameter) and parameter.requires_grad
         }
-        self._train(
-            model, self.context.epochs, LocalRule(self.strategy.proximal_strength(), anchors)
-        )
+        rule = LocalRule(self.strategy.proximal_strength(), anchors)
+        self._train(model, self.context.epochs, rule)
+        if not rule.steps:
+            raise unseen_steps()
         model.zero_grad()  # Gradients are as large as the model.
         return views_of(model, self.manifest)
 

@@ -25,6 +25,7 @@ from fl_queue.tasks.error_disclosure import class_name
 from fl_queue.training.metric_kinds import own_sums
 from fl_queue.training.row_floor import check_batch, check_pull
 from fl_queue.training.sgd import Samples, as_built, part_of, size_of
+from fl_queue.training.step_hook import LocalTraining
 
 #: Marks a parameter that a task has handed out.
 _BUILT = "_flq_built"
@@ -133,7 +134,9 @@ def trained(
     def report(epoch: int, epochs: int, found: Mapping[str, float]) -> None:
         on_epoch(plain_numbers.number(epoch), plain_numbers.number(epochs), _finished(task, found))
 
-    return _sums(task, "train", task.train(model, data, context, report))
+    with LocalTraining(model, context.rule).watching() as training:
+        found = task.train(model, data, replace(context, training=training), report)
+    return _sums(task, "train", found)
 
 
 def evaluated(task: Task, model: nn.Module, dataset: Samples, context: ClientContext) -> Sums:

@@ -11,6 +11,7 @@ from fl_queue.errors import ConfigError
 from fl_queue.tasks.logged_metrics import TrainingLog
 from fl_queue.training.determinism import Compute
 from fl_queue.training.local_rule import LocalRule
+from fl_queue.training.step_hook import LocalTraining
 
 
 class Place(TypedDict, total=False):
@@ -49,8 +50,9 @@ class ClientContext:
         min_batch: Fewest examples of which the site makes a step and an update; ``rule`` has it, too.
         learning_rate: Of this round.
         epochs, batch_size: As the config has them.
-        rule: The strategy's addition to local SGD; a task with a training of its own hands it to
-            ``sgd.local_sgd``, or cannot be used with such a strategy.
+        rule: The strategy's addition to local SGD; a task that calls ``sgd.local_sgd`` hands it over.
+        training: For a training of the task's own whose optimizer is not torch's: ``add_terms`` before each of its
+            steps, ``count_step`` after it. Steps of torch's optimizers are seen without it. None outside a training.
         loader_workers: Processes that read samples beside the training; hand it to ``sgd.local_sgd``.
         logged: Numbers that ``log`` has noted; None outside a round's training: they are dropped.
     """
@@ -68,6 +70,7 @@ class ClientContext:
     epochs: int
     batch_size: int
     rule: LocalRule | None = None
+    training: LocalTraining | None = None
     max_examples: int = 0
     min_examples: int = 1
     min_batch: int = 1

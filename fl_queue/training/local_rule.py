@@ -38,10 +38,14 @@ class LocalRule:
         learning_rate: float = 0.0,
     ) -> None:
         self.fewest, self.only_sgd, self.learning_rate = fewest, only_sgd, learning_rate
-        self.proximal, self.anchors, self.offsets = proximal, anchors or {}, offsets or {}
+        self.proximal = proximal
+        self.anchors, self.offsets = dict(anchors or {}), dict(offsets or {})
         #: Whether local SGD knew of it: a task may train in another way.
         self.is_used = False
         self.steps = 0
+        self._rooms: dict[torch.Size, Tensor] = {}
+        #: Parameters that a step with the terms may have changed.
+        self.seen: set[nn.Parameter] = set()
         #: How often the gradients count so far; followed where ``only_sgd``.
         self.gradient_sum = GradientSum(learning_rate * proximal)
 
@@ -67,13 +71,41 @@ class LocalRule:
             if parameter.grad is None:
                 continue
             if parameter in self.anchors:
-                away = parameter - self.anchors[parameter]
+                away = self._room(parameter)
+                torch.sub(parameter, _beside(parameter, self.anchors), out=away)
                 parameter.grad.add_(away, alpha=self.proximal)
             if parameter in self.offsets:
-                parameter.grad.add_(self.offsets[parameter])
+                parameter.grad.add_(_beside(parameter, self.offsets))
+
+    def _room(self, parameter: nn.Parameter) -> Tensor:
+        """Room for a tensor like a parameter: allocating it in each step costs more than the arithmetic."""
+        found = self._rooms.get(parameter.shape)
+        if found is None or (found.device, found.dtype) != (parameter.device, parameter.dtype):
+            found = self._rooms[parameter.shape] = torch.empty_like(parameter, requires_grad=False)
+        return found
+
+    @torch.no_grad()
+    def penalty(self, parameters: Iterable[nn.Parameter]) -> Tensor | float:
+        """``proximal / 2 ||w - anchor||^2 + <offset, w - anchor>``, whose gradient the terms are; without anchors ``<offset, w>``."""
+        total: Tensor | float = 0.0
+        for one in parameters:
+            away = one - _beside(one, self.anchors) if one in self.anchors else one
+            if one in self.anchors:
+                total = total + self.proximal / 2 * (away * away).sum()
+            if one in self.offsets:
+                total = total + (_beside(one, self.offsets) * away).sum()
+        return total
 
     def count(self, rate: float, momentum: float = 0.0, nesterov: bool = False) -> None:
         """Count a step of SGD. Args: ``rate``: its learning rate."""
         self.steps += 1
         if self.only_sgd:
             self.gradient_sum.step(rate / self.learning_rate, momentum, nesterov)
+
+
+def _beside(parameter: nn.Parameter, tensors: dict[nn.Parameter, Tensor]) -> Tensor:
+    """The tensor of a parameter, on its device: a loop of the user's own may have moved the model."""
+    found = tensors[parameter]
+    if found.device != parameter.device or found.dtype != parameter.dtype:
+        found = tensors[parameter] = found.to(parameter)
+    return found

@@ -48,11 +48,21 @@ class Updater(Protocol):
         """Go on from a state."""
 
 
+#: Marks an optimizer to whose gradients the terms are added before its step is called.
+_STEPPED_HERE = "_flq_stepped_here"
+
+
+def is_stepped_here(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether the local training of fl-queue steps an optimizer, and not a loop of the user's own."""
+    return bool(getattr(optimizer, _STEPPED_HERE, False))
+
+
 class TorchUpdater:
     """An optimizer of torch. Args: ``optimizer``: with the learning rates of the round."""
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
         self.optimizer = optimizer
+        setattr(optimizer, _STEPPED_HERE, True)
         self._rates = [group["lr"] for group in optimizer.param_groups]
 
     def step(self, factor: float = 1.0, rule: LocalRule | None = None) -> None:

@@ -195,6 +195,7 @@ class _Training:
         self._precision = Precision(options.precision, options.device)
         if rule is not None:
             rule.is_used = True
+            rule.seen.update(self._optimizer.parameters)
 
     def run(self, after_epoch: Callable[[int], None]) -> dict[str, Any]:
         """Train all epochs; the sums of the last one."""

@@ -49,10 +49,9 @@ class HFTask(Task):
                 arguments = self.arguments(context, learning_rate=2e-4)
                 return Trainer(model, arguments, self.collate, data.train)
 
-    Validation is that of ``Task.evaluate``. Strategies that correct the gradient of each step are refused.
+    Validation is that of ``Task.evaluate``. Strategies' terms are added to the gradients at each step of the
+    trainer's optimizer; SCAFFOLD and FedNova take SGD alone (``optim="sgd"``).
     """
-
-    takes_corrections = False
 
     def __init__(self, config: RunConfig) -> None:
         super().__init__(config)

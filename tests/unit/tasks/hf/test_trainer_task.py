@@ -14,10 +14,11 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from fl_queue.client import local_update
 from fl_queue.config.run_config import RunConfig
 from fl_queue.errors import ConfigError
 from fl_queue.experiments import trial
-from fl_queue.strategies import STRATEGIES
+from fl_queue.strategies import STRATEGIES, get_strategy
 from fl_queue.tasks import calls
 from fl_queue.tasks.base import ClientData
 from fl_queue.tasks.context import ClientContext
@@ -199,14 +200,60 @@ def test_a_trial_makes_an_update_of_it() -> None:
 
 
 @pytest.mark.parametrize("strategy", sorted(STRATEGIES))
-def test_strategies_that_correct_steps_are_refused_by_name(strategy: str) -> None:
+def test_every_strategy_may_be_used(strategy: str) -> None:
     kind = STRATEGIES[strategy]
     config = config_of(
         aggregation={"strategy": strategy, "weighting": kind.WEIGHTINGS[0]},
         round={"cohort": 100, "quorum": 100},
     )
-    if not kind.needs_local_sgd:
-        assert load_task("ownhf:Own", config, ["ownhf:Own"])
-        return
-    with pytest.raises(ConfigError, match=f"{strategy} corrects the gradient of each step"):
-        load_task("ownhf:Own", config, ["ownhf:Own"])
+
+    assert load_task("ownhf:Own", config, ["ownhf:Own"])
+
+
+def updated(strategy: str, **options: Any) -> local_update.TrainingResult:
+    """A client's update under a strategy."""
+    kind = STRATEGIES[strategy]
+    config = config_of(
+        aggregation={"strategy": strategy, "weighting": kind.WEIGHTINGS[0]}, strategy=options
+    )
+    task = load_task("ownhf:Own", config, ["ownhf:Own"])
+    manifest, base = local_update.initial_model(task, 1)
+    base = {name: array.copy() for name, array in base.items()}
+    context = ClientContext.of(config, client="a", run="r", round_number=1)
+    plan = local_update.ClientStrategy(get_strategy(strategy, config.strategy))
+    return local_update.train_update(task, manifest, base, context, plan=plan)
+
+
+def way(found: local_update.TrainingResult) -> float:
+    """How far a client went."""
+    return float(sum(np.square(found.tensors[name]).sum() for name in found.tensors)) ** 0.5
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_terms_reach_the_trainers_optimizer(own: type[Own], accumulate: int) -> None:
+    counted: list[int] = []
+
+    def watched(made: Any, model: nn.Module, data: ClientData) -> Any:
+        made.args.gradient_accumulation_steps = accumulate
+        made.args.optim = "sgd"
+        counted.append(0)
+
+        class Counts(packages.transformers().TrainerCallback):  # type: ignore[misc]
+            def on_step_end(self, *given: Any, **named: Any) -> None:
+                counted[-1] += 1
+
+        made.add_callback(Counts())
+        return made
+
+    own.make = staticmethod(watched)
+    free, held = way(updated("fedavg")), way(updated("fedprox", mu=10.0))
+
+    assert 0 < held < 0.9 * free
+    # Its rate is half of the round's.
+    assert updated("fednova").answer.scalars["tau"] == pytest.approx(counted[-1] / 2)
+    assert counted[-1] == 2 * 5 if accumulate == 1 else 2 * 3
+
+
+def test_scaffold_takes_a_trainer_with_sgd_alone() -> None:
+    with pytest.raises(ConfigError, match=r"means of SGD's gradients.*steps with AdamW"):
+        updated("scaffold")
