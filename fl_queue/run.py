@@ -93,11 +93,8 @@ class Run:
             StoreUnavailable: Redis is not reachable.
         """
         loaded = loading.load(str(source), _overrides(settings or {}))
-        site = WorkerSettings(
-            redis_url or loaded.redis.url,
-            blob_url or loaded.redis.blob_url,
-            _folder(state_dir),
-        )
+        urls = redis_url or loaded.redis.url, blob_url or loaded.redis.blob_url
+        site = WorkerSettings(*urls, _folder(state_dir))
         with ExitStack() as undo:
             begun = launching.launch(
                 undo,

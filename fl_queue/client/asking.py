@@ -148,7 +148,7 @@ def _of_round(
         base_version=blank.base_version,
         base_digest=blank.base_digest,
         token=blank.token,
-        # Version 0 is nobody's share of data.
+        # Version 0 is made of no client's share of data.
         share=virtual_clients.share_of(job.who, job.state.population) if base else 0,
         shares=job.config.data.shares or job.state.shares or 1,
         exponent=job.round.exponent,

@@ -31,6 +31,7 @@ from fl_queue.tasks.building import built
 from fl_queue.tasks.context import ClientContext
 from fl_queue.tasks.logged_metrics import TrainingLog
 from fl_queue.training.base_part import Fetch, Untouched
+from fl_queue.training.local_rule import LocalRule
 from fl_queue.training.model_tensors import (
     Arrays,
     as_loaded,
@@ -244,8 +245,7 @@ class ClientTrainer:
         Raises:
             ModelMismatch: The task builds another model than the run's.
             DataError: No training data, or unreadable data.
-            ConfigError: The data cannot be split as configured, or the task trains in a way of its own
-                that the strategy cannot correct.
+            ConfigError: The data cannot be split as configured, or the strategy cannot correct this training.
         """
         logged, strategy = self.context.logged or TrainingLog(), self.plan.strategy
         context = replace(self.context, logged=None)
@@ -268,19 +268,11 @@ class ClientTrainer:
             num_examples = size_of(data.train)
             train_metrics = logged.joined(train_sums, num_examples)
         check_seen(strategy, rule, model, known.parameters, self.base)
-        check_unchanged(model, self.manifest, self.base)
-        untouched.check(state_of(model))
+        self._check_frozen(model, untouched)
         model.zero_grad()  # Gradients are as large as the model.
         own_metrics, own_model = _personalize(own, context)
         changes = UpdateTensors(self.manifest, model, self.base)
-        found = self._contribution(
-            replace(
-                known,
-                steps=rule.steps,
-                gradient_sum=rule.gradient_sum.total,
-                change=changes.__getitem__,
-            )
-        )
+        found = self._contribution(known, rule, changes)
         sent, metrics = update_manifest(strategy, self.manifest), {**metrics, **own_metrics}
         return TrainingResult(
             changes, num_examples, metrics, train_metrics, train_s, sent, found, self.manifest, own_model
@@ -333,8 +325,17 @@ class ClientTrainer:
     def _evaluated(self, model: nn.Module, data: ClientData, context: ClientContext) -> Sums:
         return calls.evaluated(self.task, model, data.validation, context)
 
-    def _contribution(self, known: ClientTrainingState) -> ClientContribution:
-        """The strategy's part of the update. Args: ``known``: all that it may know after training."""
+    def _check_frozen(self, model: nn.Module, untouched: Untouched) -> None:
+        """Refuse a training that has changed what is frozen."""
+        check_unchanged(model, self.manifest, self.base)
+        untouched.check(state_of(model))
+
+    def _contribution(
+        self, known: ClientTrainingState, rule: LocalRule, changes: UpdateTensors
+    ) -> ClientContribution:
+        """The strategy's part of the update. Args: ``known``: what it knew before the training; ``rule``: of the training."""
+        counted, change = rule.gradient_sum.total, changes.__getitem__
+        known = replace(known, steps=rule.steps, gradient_sum=counted, change=change)
         found = self.plan.strategy.answer(known)
         if self.plan.has_lost:
             found = replace(found, scalars={**found.scalars, LOST: 1.0})

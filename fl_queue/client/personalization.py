@@ -81,7 +81,7 @@ def private_names(model: nn.Module, manifest: Manifest, patterns: Sequence[str])
                 _nothing(pattern, sorted(owners)),
                 public=f"{pattern} matches no tensor of the model",
             )
-        # What nobody trains is the same everywhere.
+        # What is not trained is the same everywhere.
         found |= hits - base
     parameters = [spec.name for spec in manifest.tensors if spec.kind == "parameter"]
     parameters = [name for name in parameters if name not in manifest.frozen]

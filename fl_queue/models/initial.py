@@ -4,7 +4,7 @@ The weights that a run begins with (``model.initial``): published by the operato
 The operator's machine has the file and not the model, the maker has the model and not the file. So the file's
 tensors travel as content of the data server under their digest: renamed by ``model.initial_map``, and without
 those that ``model.initial_fresh`` names. The maker lays what came over the model that it has built from the
-run's seed; which tensors these are follows from two lists of names, so every reader of the run can tell, see
+run's seed; which tensors these are follows from two lists of names, so every reader of the run finds them, see
 ``overlay``.
 """
 

@@ -2,7 +2,7 @@
 Base part of a model: the tensors that no client trains, named by one digest for the whole run.
 
 Its body is the tensors one after the other by name, little-endian, C order, in the dtypes that the task built
-them with. To everybody without torch they are bytes. The digest is of the list of names, dtypes and shapes
+them with. Without torch they are bytes. The digest is of the list of names, dtypes and shapes
 and of the bytes, so that two runs with one base have one digest.
 """
 

@@ -1,5 +1,5 @@
 """
-Base part of a torch model: what nobody trains, as bytes, and back.
+Base part of a torch model: the tensors that are not trained, as bytes, and back.
 
 A site whose own build has the run's digest fetches nothing. Imports torch; no Redis here.
 """

@@ -101,11 +101,9 @@ def evaluate(
             output = passing.output(batch)
             mean_loss = float(passing.loss(output, batch))
             sums = scoring.sums(output, batch, mean_loss, samples)
-            parts.append(
-                sums
-                if hooks.items is None
-                else _by_items(sums, mean_loss, items_in(hooks.items, batch))
-            )
+            if hooks.items is not None:
+                sums = _by_items(sums, mean_loss, items_in(hooks.items, batch))
+            parts.append(sums)
     return metrics.merge(parts)
 
 

@@ -35,7 +35,7 @@ BATCH_NORM_LAYERS = (
 
 def manifest_of(model: nn.Module) -> Manifest:
     """
-    The tensors of a model, by kind; ``base_part.split`` takes those out that nobody trains.
+    The tensors of a model, by kind; ``base_part.split`` takes those out that are not trained.
 
     Everything in its ``state_dict``: buffers that are not persistent stay on the client. Of tensors
     that share storage only the alphabetically first travels; the others are its aliases. Parameters

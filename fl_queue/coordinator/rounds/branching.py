@@ -26,13 +26,7 @@ from fl_queue.store.transactions.branches import Branch
 from fl_queue.strategies.layouts import client_layouts
 
 
-def branch(
-    store: Store,
-    state: RunState,
-    config: RunConfig,
-    version: int,
-    reason: str,
-) -> Branch:
+def branch(store: Store, state: RunState, config: RunConfig, version: int, reason: str) -> Branch:
     """
     The writes that make an older version the newest one.
 
@@ -51,8 +45,7 @@ def branch(
         there = f"0 to {max(versions)}" if versions else "none yet"
         raise UnknownVersion(state.name, version, f"does not exist (versions: {there})")
     history, manifest = store.control.history.records(run), store.control.versions.manifest(run)
-    number, round_ = (state.version or 0) + 1, state.round + 1
-    old = versions[version]
+    old, number, round_ = versions[version], (state.version or 0) + 1, state.round + 1
     keeps, counting = _keeps_client_state(config), job_origins.newest_accepted(history, version)
     entry = _entry(old, version, round_, with_state=not keeps)
     signature = statement_signing.again(store, state, version, number, entry)
@@ -71,25 +64,36 @@ def branch(
         population=len(state.population),
         server_state=dict(entry.get("server_state", {})),
     )
-    fields = {
-        "version": str(number),
-        "round": str(round_),
-        "digest": old["digest"],
-        "download": old.get("download", ""),
-        "server_state": entry.get("server_state", {}),
-        **({"state_since": str(round_)} if keeps else {}),
-    }
+    accepted = {client for past in history for client in past.accepted}
     return Branch(
         number=number,
         entry={**entry, **({"signature": signature} if signature else {})},
         record=record,
-        fields=fields,
+        fields=_fields(record, old, entry, keeps),
         accepted=counting if _keeps_anything(config, manifest) else {},
-        forgotten=sorted(
-            {client for record in history for client in record.accepted} - set(counting)
-        ),
+        forgotten=sorted(accepted - set(counting)),
         event=RoundRestored(round=round_, version=number, of=version, reason=reason),
     )
+
+
+def _fields(
+    record: RoundRecord, old: dict[str, Any], entry: dict[str, Any], keeps: bool
+) -> dict[str, Any]:
+    """
+    The fields of the run's hash that change.
+
+    Args:
+        old, entry: The older version's entry, and the new one's.
+        keeps: Whether clients keep a share of the strategy's state, which begins anew.
+    """
+    return {
+        "version": str(record.version),
+        "round": str(record.round),
+        "digest": old["digest"],
+        "download": old.get("download", ""),
+        "server_state": entry.get("server_state", {}),
+        **({"state_since": str(record.round)} if keeps else {}),
+    }
 
 
 def _keeps_client_state(config: RunConfig) -> bool:

@@ -172,12 +172,7 @@ class _Beginning:
 
 
 def _continue(
-    store: Store,
-    run: str,
-    config: RunConfig,
-    rounds: int,
-    beginning: _Beginning,
-    by: str,
+    store: Store, run: str, config: RunConfig, rounds: int, beginning: _Beginning, by: str
 ) -> bool:
     record = config.record()
     statement_signing.check_key(store, run)

@@ -70,7 +70,7 @@ def out_of_patience(select: str, patience: int, records: Sequence[RoundRecord], 
     if best is None:
         return ""
     metric = (select or ("accuracy:" if "accuracy" in found[best] else "loss:")).partition(":")[0]
-    later = [version for version, told in found.items() if version > best and metric in told]
+    later = [version for version, has in found.items() if version > best and metric in has]
     if len(later) < patience:
         return ""
     count = f"{len(later)} version{'s' * (len(later) != 1)}"

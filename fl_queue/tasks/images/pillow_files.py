@@ -53,7 +53,7 @@ def read(path: Path, settings: ImageSettings) -> Picture:
     Read one file.
 
     Raises:
-        UnusableImage: It is damaged or no image, or no rule says what its values mean.
+        UnusableImage: It is damaged or no image, or no rule has a meaning for its values.
     """
     try:
         with Image.open(path) as image:

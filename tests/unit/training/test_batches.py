@@ -32,7 +32,7 @@ from fl_queue.training.evaluation import EvaluationOptions
 X, Y = torch.randn(4, 3, generator=torch.Generator().manual_seed(1)), torch.tensor([0, 1, 2, 0])
 
 
-class Told(nn.Module):
+class Named(nn.Module):
     """The arguments that it is called with."""
 
     def forward(self, *arguments: Any, **named: Any) -> Any:
@@ -81,7 +81,7 @@ class Pair(NamedTuple):
 def test_the_model_is_called_as_the_table_has_it(
     batch: Any, arguments: Any, named: Any, target: Any
 ) -> None:
-    found, by_name = default_forward(Told(), batch)
+    found, by_name = default_forward(Named(), batch)
     assert len(found) == len(arguments)
     assert all(map(torch.equal, found, arguments))
     assert by_name.keys() == named.keys()
@@ -103,9 +103,9 @@ def test_keys_that_the_model_does_not_take_are_named_once(caplog: pytest.LogCapt
 @pytest.mark.parametrize("batch", [X, {"x": X}, (X,), None])
 def test_a_batch_of_another_form_needs_a_forward(batch: Any) -> None:
     with pytest.raises(DataError, match=r"forward\(model, batch\)") as refused:
-        BatchPass(Told(), lambda output, target: X.sum()).output(batch)
+        BatchPass(Named(), lambda output, target: X.sum()).output(batch)
     assert "forward(model, batch)" in refused.value.public
-    own = BatchPass(Told(), lambda output, batch: X.sum(), lambda model, batch: model(batch))
+    own = BatchPass(Named(), lambda output, batch: X.sum(), lambda model, batch: model(batch))
     assert own.output(batch)[0] == (batch,)
     assert target_of(batch) is None
 
@@ -124,7 +124,7 @@ def test_the_name_of_the_second_argument_decides_what_the_loss_is_given(
     loss: Callable[..., Any], is_whole: bool
 ) -> None:
     batch = (X, Y)
-    assert BatchPass(Told(), loss).loss(X, batch) is (batch if is_whole else Y)
+    assert BatchPass(Named(), loss).loss(X, batch) is (batch if is_whole else Y)
 
 
 @dataclass

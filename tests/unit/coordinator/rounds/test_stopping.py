@@ -32,20 +32,20 @@ def test_a_run_waits_for_as_many_versions_as_it_has_patience() -> None:
 
 
 def test_the_metric_and_its_direction_are_those_of_run_select() -> None:
-    told = [
+    given = [
         record(n + 1, n, validation={"num_examples": 4, "loss_sum": loss})
         for n, loss in enumerate((8.0, 2.0, 4.0, 3.0))
     ]
-    assert "better than 1 by loss" in why(told)
-    assert "better than 1 by loss" in why(told, select="loss:min")
-    assert why(told, select="f1:max") == ""
+    assert "better than 1 by loss" in why(given)
+    assert "better than 1 by loss" in why(given, select="loss:min")
+    assert why(given, select="f1:max") == ""
 
 
 def test_only_committed_rounds_from_the_start_on_count() -> None:
-    told = rounds(9, 5, 6, 5)
-    assert why(told)
-    assert why(told, since=1) == ""  # The run was continued at version 1, and 2 is better than it.
-    assert why([*told, record(5, 4, validation=sums(5, 5))], since=1)
+    given = rounds(9, 5, 6, 5)
+    assert why(given)
+    assert why(given, since=1) == ""  # The run was continued at version 1, and 2 is better than it.
+    assert why([*given, record(5, 4, validation=sums(5, 5))], since=1)
     judged = rounds(9, 5)
     assert why([*judged, abandoned(3, 2), closing(4, 2, validation=sums(1, 9))]) == ""
     assert why([record(1, 0, validation={}), record(2, 1, validation={})]) == ""
@@ -67,12 +67,12 @@ def test_it_ends_at_the_first_version_that_is_so_many_after_the_best(
 
 
 def test_a_line_that_was_given_up_stops_nothing() -> None:
-    told = rounds(5, 10)
+    given = rounds(5, 10)
     back = record(3, 0, purpose=Purpose.restore, outcome=Outcome.restored, version=3, validation={})
-    assert stopping.has_reached("accuracy >= 0.9", told)
-    assert not stopping.has_reached("accuracy >= 0.9", [*told, back])
-    assert not stopping.has_reached("accuracy >= 0.9", [*told, back, *rounds(5)])
-    assert stopping.has_reached("accuracy >= 0.9", [*told, abandoned(4, 2)])
+    assert stopping.has_reached("accuracy >= 0.9", given)
+    assert not stopping.has_reached("accuracy >= 0.9", [*given, back])
+    assert not stopping.has_reached("accuracy >= 0.9", [*given, back, *rounds(5)])
+    assert stopping.has_reached("accuracy >= 0.9", [*given, abandoned(4, 2)])
 
 
 def test_a_config_without_them_has_the_digest_it_had() -> None:
