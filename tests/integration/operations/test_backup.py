@@ -211,7 +211,7 @@ def test_a_taken_name_is_refused_and_another_one_taken(
 ) -> None:
     backup.write(store, "pilot", tmp_path / "a.zip", tmp_path)
     with monkeypatch.context() as patch:
-        patch.delattr(backup, "_restore_model")  # Known before a model is read.
+        patch.delattr(backup.backup_models, "restore_models")  # Known before a model is read.
         with pytest.raises(RunStateError, match=r"--run NAME.*fl-queue delete pilot"):
             backup.restore(store, tmp_path / "a.zip", tmp_path)
     with pytest.raises(ConfigError) as refused:

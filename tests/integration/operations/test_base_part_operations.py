@@ -30,6 +30,7 @@ from fl_queue.reporting.model_export import ExportRequest
 from fl_queue.store import Store, keyspace
 from fl_queue.tasks.base import ClientData, Task
 from fl_queue.tasks.context import ClientContext
+from fl_queue.training.model_tensors import manifest_of, views_of
 
 OVERRIDES = ("redis.chunk_bytes=65536", "model.keep_versions=1")
 
@@ -276,3 +277,28 @@ def test_verify_checks_the_base_part_once(made: Made, damage: str) -> None:
     expected = {"": "same", "flipped": "different", "gone": "unknown"}[damage]
     assert (found.digest, found.result) == (made.base.digest, expected)
     assert ({"": "", "flipped": "damaged", "gone": "missing"}[damage]) in found.reason
+
+
+def test_a_run_that_began_with_whole_versions_is_backed_up_restored_and_exported(
+    made: Made, tmp_path: Path, rows: torch.Tensor
+) -> None:
+    """As runs of releases without base parts are: the frozen tensors are in each body."""
+    whole = manifest_of(made.zero.model)
+    assert whole.frozen
+    assert whole.base is None
+    made.manifest = whole
+    made.digests = [made._add(n, views_of(made.expected(), whole)) for n in (0, 1)]
+    file = tmp_path / "whole.zip"
+    backup.write(made.store, "tuned", file, made.folder)
+    with zipfile.ZipFile(file) as archive:
+        assert len(archive.namelist()) == 2
+    made.store.control.redis.flushall()
+    made.store.data.redis.flushall()
+    state = backup.restore(made.store, file, tmp_path / "other")
+    request = ExportRequest(tmp_path / "model.safetensors")
+    model_export.export_version(made.store, state, tmp_path / "other", request)
+    fresh = Tuned(loading.load("mnist-3v7", OVERRIDES, {})).build_model()
+    fresh.load_state_dict(load_file(tmp_path / "model.safetensors"), strict=True)
+
+    assert torch.equal(fresh.eval()(rows), made.expected()(rows))
+    assert verification.check_base_part(made.store, state.run_id, tmp_path / "other") is None
