@@ -45,7 +45,7 @@ test-flower: ## run the tests of Flower clients with the real flwr, in .venv-flo
 	.venv-flower/bin/python -m pytest tests/flower tests/unit/tasks/test_flower.py $(ARGS)
 
 # In an environment of its own, with exactly the lower bounds of setup.cfg: a demo, then what uses each of those packages.
-OLD_EXTRAS := web plot prometheus embedded
+OLD_EXTRAS := web plot prometheus medical embedded
 ON_OLDEST := tests/unit tests/integration/rounds/test_rounds.py tests/integration/cli/test_bad_input.py tests/integration/operations/test_prometheus.py
 test-oldest: ## run a demo and a part of the suite on the oldest packages that setup.cfg allows, in .venv-oldest
 	@$(MAKE) --no-print-directory VENV=.venv-oldest .venv-oldest/.installed-oldest

@@ -61,6 +61,32 @@ def _colour_problem(values: tuple[int, ...]) -> str | None:
     )
 
 
+def _window_problem(value: str) -> str | None:
+    parts = value.split(",")
+    if value in ("file", "none") or (
+        len(parts) == 2 and all(map(_is_number, parts)) and float(parts[1]) > 0
+    ):
+        return None
+    return f'{value!r} is not "file", "none", or centre and width, such as "-600,1500"'
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
+
+
+def _slice_problem(value: str) -> str | None:
+    plane, _, which = value.partition(":")
+    is_known = plane in ("axial", "coronal", "sagittal") and (
+        which == "middle" or which.isdecimal()
+    )
+    if not value or is_known:
+        return None
+    return f'{value!r} is not axial, coronal or sagittal with a number or middle, such as "axial:middle"'
+
+
 _MODELS = (
     "resnet18",
     "resnet34",
@@ -126,7 +152,7 @@ TASKS: dict[str, TaskEntry] = {
             "range": Option(
                 "floats",
                 (),
-                "values of black and white in images of 32 bits or floating-point numbers; empty: such images are refused unless they are in [0, 1]",
+                "values of black and white in NIfTI and in images of 32 bits or floating-point numbers; empty: such images are refused unless they are in [0, 1]",
                 check=_range_problem,
                 newer=True,
             ),
@@ -144,6 +170,20 @@ TASKS: dict[str, TaskEntry] = {
                 -1,
                 "frame of a file that has several, from 0; -1: such a file is refused",
                 low=-1,
+                newer=True,
+            ),
+            "window": Option(
+                "str",
+                "file",
+                'DICOM: the window of each file (file), "centre,width", or none, with task.range',
+                check=_window_problem,
+                newer=True,
+            ),
+            "slice": Option(
+                "str",
+                "",
+                'NIfTI: the slice of each volume, such as "axial:middle" or "coronal:40"; needs task.range',
+                check=_slice_problem,
                 newer=True,
             ),
         },

@@ -29,8 +29,7 @@ from fl_queue.protocol.model_usage import ModelUsage
 from fl_queue.tasks.base import ClientData, Task
 from fl_queue.tasks.context import ClientContext
 from fl_queue.tasks.feature_skew import Skew
-from fl_queue.tasks.images.decoding import decode
-from fl_queue.tasks.images.pillow_files import SUFFIXES
+from fl_queue.tasks.images.decoding import SUFFIXES, decode, suffix_of
 from fl_queue.tasks.images.settings import ImageSettings
 
 _log = logging.getLogger(__name__)
@@ -256,8 +255,8 @@ def _images(data_dir: str, folder: Path) -> tuple[list[Path], Counter[str]]:
     # A site without images of a class has no such folder.
     files, links = data_folder.files_below(folder)
     visible = [path for path in files if _is_visible(path)]
-    images = [path for path in visible if path.suffix.lower() in SUFFIXES]
-    others = Counter(_kind(path) for path in visible if path.suffix.lower() not in SUFFIXES)
+    images = [path for path in visible if suffix_of(path) in SUFFIXES]
+    others = Counter(_kind(path) for path in visible if suffix_of(path) not in SUFFIXES)
     if links:
         others["links to folders (put the images themselves here)"] = len(links)
     if others and not images:

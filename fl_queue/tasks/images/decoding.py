@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from torch import Tensor
 
-from fl_queue.tasks.images import pillow_files
+from fl_queue.tasks.images import dicom, nifti, pillow_files
 from fl_queue.tasks.images.picture import Picture
 from fl_queue.tasks.images.settings import ImageSettings, UnusableImage
 
@@ -31,4 +32,17 @@ def read(path: Path, settings: ImageSettings) -> Picture:
     Raises:
         UnusableImage: As of ``decode``.
     """
-    return pillow_files.read(path, settings)
+    return _READERS[suffix_of(path)](path, settings)
+
+
+def suffix_of(path: Path) -> str:
+    """The end of a file's name that decides its format; lower case, with both parts of ``.nii.gz``."""
+    both = "".join(path.suffixes[-2:]).lower()
+    return both if both in _READERS else path.suffix.lower()
+
+
+_READERS: dict[str, Callable[[Path, ImageSettings], Picture]] = {
+    suffix: kind.read for kind in (pillow_files, dicom, nifti) for suffix in kind.SUFFIXES
+}
+#: What names of images end in.
+SUFFIXES = frozenset(_READERS)

@@ -14,8 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from fl_queue.tasks.images.frames import frame_of
 from fl_queue.tasks.images.picture import Picture, in_channels, scaled
-from fl_queue.tasks.images.settings import ImageSettings, UnusableImage, refused, unreadable
+from fl_queue.tasks.images.settings import ImageSettings, refused, unreadable
 
 SUFFIXES = frozenset(
     {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
@@ -71,29 +72,9 @@ def _choose_frame(image: Image.Image, frame: int) -> None:
     # A JPEG with a preview or a second view (MPO) begins with the main picture.
     if image.format == "MPO":
         return
-    count = getattr(image, "n_frames", 1)
-    if frame < 0 and count > 1:
-        raise several(count)
-    if frame >= count:
-        raise too_few_frames(count, frame)
-    if frame > 0:
-        image.seek(frame)
-
-
-def several(count: int) -> UnusableImage:
-    """A stack or a film, of which only the first picture would be read."""
-    rule = "write each into a file of its own, or choose one by task.frame"
-    return refused(
-        f"holds {count} pictures; {rule}", f"an image file holds several pictures; {rule}"
-    )
-
-
-def too_few_frames(count: int, frame: int) -> UnusableImage:
-    """A file that ends before the wanted frame."""
-    return refused(
-        f"holds {count} pictures, so there is none with the number task.frame = {frame}; they are counted from 0",
-        "an image file has no picture with the number task.frame; they are counted from 0",
-    )
+    number = frame_of(getattr(image, "n_frames", 1), frame)
+    if number:
+        image.seek(number)
 
 
 def _source(image: Image.Image) -> _Source:

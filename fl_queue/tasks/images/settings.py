@@ -8,6 +8,11 @@ from typing import Any, Literal
 
 from fl_queue.errors import DataError
 
+#: Values of ``task.window`` besides "centre,width".
+FROM_FILE, NO_WINDOW = "file", "none"
+#: Planes of a volume whose axes are right, anterior, superior -> the axis across each.
+PLANES = {"sagittal": 0, "coronal": 1, "axial": 2}
+
 
 @dataclass(frozen=True)
 class ImageSettings:
@@ -21,6 +26,8 @@ class ImageSettings:
         range: Values of black and white, of files without a scale of their own; empty: none is given.
         background: Behind transparent pixels: grey, or red, green, blue, each 0 to 255.
         frame: Frame of a file that has several, from 0; -1: such a file is refused.
+        window: Of DICOM: ``file``, ``none``, or centre and width with a comma between them.
+        slice: Of a volume: plane and number, such as ``axial:40``; empty: it must have one slice alone.
     """
 
     channels: int = 3
@@ -29,6 +36,8 @@ class ImageSettings:
     range: tuple[float, ...] = ()
     background: tuple[int, ...] = (0,)
     frame: int = -1
+    window: str = FROM_FILE
+    slice: str = ""
 
     @classmethod
     def of(cls, options: Mapping[str, Any]) -> ImageSettings:
@@ -40,6 +49,8 @@ class ImageSettings:
             range=options["range"],
             background=options["background"],
             frame=options["frame"],
+            window=options["window"],
+            slice=options["slice"],
         )
 
 

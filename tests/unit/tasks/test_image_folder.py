@@ -155,7 +155,7 @@ def test_hidden_files_and_folders_are_not_data(folder):
 
 def test_what_is_not_read_is_counted(folder, tmp_path_factory, caplog):
     red = folder / "train" / "red"
-    for name in ("scan.dcm", "deep/other.DCM", "volume.nii.gz", "README", ".DS_Store"):
+    for name in ("scan.npy", "deep/other.NPY", "volume.img.gz", "README", ".DS_Store"):
         (red / name).parent.mkdir(exist_ok=True)
         (red / name).write_bytes(b"x")
     (folder / "train" / "list.csv").write_text("a,b")
@@ -167,16 +167,16 @@ def test_what_is_not_read_is_counted(folder, tmp_path_factory, caplog):
     data = task.client_data(context_of(task))
     assert len(data.train) + len(data.validation) == 25
     assert data.unused == {
-        ".dcm": 2,
+        ".npy": 2,
         ".gz": 1,
         ".csv": 1,
         "files without a suffix": 1,
         "links to folders (put the images themselves here)": 1,
     }
-    assert "not read as images: 1 .csv, 2 .dcm, 1 .gz" in caplog.text
+    assert "not read as images: 1 .csv, 1 .gz, 2 .npy" in caplog.text
 
 
-@pytest.mark.parametrize("name", ["scan.dcm", "elsewhere"])
+@pytest.mark.parametrize("name", ["scan.npy", "elsewhere"])
 def test_a_class_without_an_image_among_its_files_is_refused(folder, name):
     empty = folder / "train" / "green"
     empty.mkdir()
