@@ -130,6 +130,7 @@ class TrainingResult:
         answer: What the strategy makes of the training.
         manifest: The run's model.
         own: The personal model, where the strategy has one.
+        files: Numbers of files that were not used, or not as they are, by their kind.
     """
 
     tensors: UpdateTensors
@@ -141,6 +142,7 @@ class TrainingResult:
     answer: ClientContribution
     manifest: Manifest
     own: Arrays = field(default_factory=dict)
+    files: Mapping[str, int] = field(default_factory=dict)
 
     def kept(self, which: str, name: str) -> NDArray[Any]:
         """A tensor of what the client keeps once its update is accepted, by ``client_layouts``."""
@@ -275,7 +277,8 @@ class ClientTrainer:
         found = self._contribution(known, rule, changes)
         sent, metrics = update_manifest(strategy, self.manifest), {**metrics, **own_metrics}
         return TrainingResult(
-            changes, num_examples, metrics, train_metrics, train_s, sent, found, self.manifest, own_model
+            changes, num_examples, metrics, train_metrics, train_s, sent, found, self.manifest, own_model,
+            calls.file_counts(data.counts),
         )  # fmt: skip
 
     def evaluate(self) -> Sums:

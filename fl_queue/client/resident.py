@@ -184,8 +184,9 @@ class Resident:
             context = context_of(self._site, job.config, job.request)
             task = task_of(self._site, job.config)
             data = calls.training_data(task, context)
+            counts = task.check_data(data)
             can_train = True  # What follows is for the comparison of sites only.
-            return Answer(outcome="done", facts=facts_of(task, data))
+            return Answer(outcome="done", facts=facts_of(task, data, counts))
         except TimedOut:
             raise
         except Exception as exc:

@@ -50,13 +50,14 @@ def build_header(
     held_back = {"max_examples": context.max_examples} if context.max_examples else {}
     # A short last batch is another one then.
     held_back |= {"min_batch": context.min_batch} if context.min_batch > 1 else {}
+    files = {"files": dict(made.files)} if made.files else {}
     return replace(
         blank,
         num_examples=made.num_examples,
         metrics=made.metrics,
         train_metrics=made.train_metrics,
         train_s=made.train_s,
-        environment={**environment, **held_back},
+        environment={**environment, **held_back, **files},
         tensors=codec.entries(encoding, made.sent),
         codec=encoding,
         scalars=dict(made.answer.scalars),

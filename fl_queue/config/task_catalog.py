@@ -8,6 +8,7 @@ on the machine that has it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -170,6 +171,13 @@ TASKS: dict[str, TaskEntry] = {
                 -1,
                 "frame of a file that has several, from 0; -1: such a file is refused",
                 low=-1,
+                newer=True,
+            ),
+            "unreadable": Option(
+                "str",
+                "refuse",
+                "an image that cannot be read, or a link that cannot be followed: an error (refuse), or left out and counted (skip)",
+                choices=("refuse", "skip"),
                 newer=True,
             ),
             "window": Option(

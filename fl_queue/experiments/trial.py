@@ -151,6 +151,7 @@ def _prepare(
     """Load the data and version 0. Raises ConfigError, DataError."""
     with context.compute.reproducible(context.seed_for("train")):
         data = calls.training_data(task, context)
+    data = replace(data, unused={**data.unused, **task.check_data(data)})
     facts_of(task, data)
     manifest, arrays = local_update.initial_model(task, config.run.seed)
     # Building the next model may overwrite the arrays.

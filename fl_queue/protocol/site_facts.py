@@ -29,6 +29,9 @@ NOTED = ("input", "code")
 PROBLEM = "problem"
 #: There, with any value, when what it could not do is what training begins with: load its task and data.
 CANNOT = "cannot"
+#: Numbers of files that are not used, or not as they are; each site has its own.
+FILES = "files"
+NOT_COMPARED = (PROBLEM, CANNOT, FILES)
 #: Facts that a site may report, characters of a line, and bytes of all its facts.
 MOST = 16
 LONGEST = 1000
@@ -108,7 +111,7 @@ def agreed(reported: Mapping[str, Facts], *, always: bool = False) -> dict[str, 
         always: For every fact, as for those of ``NOTED``.
     """
     found = {}
-    for fact in sorted({fact for facts in reported.values() for fact in facts} - {PROBLEM, CANNOT}):
+    for fact in sorted({fact for facts in reported.values() for fact in facts} - {*NOT_COMPARED}):
         counts = Counter(facts[fact] for facts in reported.values() if fact in facts)
         text, most = min(counts.items(), key=lambda item: (-item[1], item[0]))
         if always or fact in NOTED or 2 * most > counts.total():
@@ -119,7 +122,7 @@ def agreed(reported: Mapping[str, Facts], *, always: bool = False) -> dict[str, 
 def undecided(reported: Mapping[str, Facts]) -> str:
     """Describe the first fact on which sites differ and no value has a majority; empty when there is none."""
     reference = agreed(reported)
-    for fact in sorted({fact for facts in reported.values() for fact in facts} - {PROBLEM, CANNOT}):
+    for fact in sorted({fact for facts in reported.values() for fact in facts} - {*NOT_COMPARED}):
         if fact not in reference:
             sites = "; ".join(
                 f"{client}: {facts[fact]}"
@@ -137,7 +140,7 @@ def differences(facts: Facts, reference: Facts, among: Iterable[str] | None = No
     Args:
         among: Of these facts only; None: of all.
     """
-    wanted = (set(reference) if among is None else set(among)) - {PROBLEM, CANNOT}
+    wanted = (set(reference) if among is None else set(among)) - {*NOT_COMPARED}
     return [
         f"{fact} {facts[fact]}; others have {reference[fact]}"
         for fact in sorted(wanted & facts.keys() & reference.keys())

@@ -52,6 +52,20 @@ from fl_queue.training.sgd import Samples, SgdOptions
 OnEpoch = Callable[[int, int, Mapping[str, float]], None]
 
 
+#: Words for files that are not used, or not as they are; of others, as of a task's own, nothing leaves a site.
+FILE_KINDS = (
+    "broken link",
+    "clipped",
+    "hidden",
+    "link out of the data folder",
+    "link to a folder out of the data folder",
+    "other suffix",
+    "reduced",
+    "refused",
+    "unreadable",
+)
+
+
 @dataclass(frozen=True)
 class ClientData:
     """
@@ -62,11 +76,14 @@ class ClientData:
     Args:
         unused: What lies in the data folder and is not read: what it is -> how many of it. Shown at the
             site alone, by ``fl-queue try-task`` and in the log of its worker.
+        counts: Numbers of files that are not used, or not as they are, by words of ``FILE_KINDS``. They leave
+            the site, with its facts before round 1 and with its updates.
     """
 
     train: Samples
     validation: Samples
     unused: Mapping[str, int] = field(default_factory=dict)
+    counts: Mapping[str, int] = field(default_factory=dict)
 
 
 class Task(ABC):
@@ -138,6 +155,21 @@ class Task(ABC):
     def test_data(self, data_dir: str) -> Samples | None:
         """The central test set, read by the evaluator; None when there is none."""
         return None
+
+    def check_data(self, data: ClientData) -> Mapping[str, int]:
+        """
+        Look at all data once, before round 1 and in ``fl-queue try-task``; nothing unless overridden.
+
+        Args:
+            data: This site's.
+
+        Returns:
+            Further counts, as ``ClientData.counts``.
+
+        Raises:
+            DataError: Something of them cannot be used.
+        """
+        return {}
 
     def describe(self, data: ClientData) -> Mapping[str, str | Sequence[str]]:
         """

@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,12 +30,12 @@ from fl_queue.protocol.model_usage import ModelUsage
 from fl_queue.tasks.base import ClientData, Task
 from fl_queue.tasks.context import ClientContext
 from fl_queue.tasks.feature_skew import Skew
-from fl_queue.tasks.images.decoding import SUFFIXES, decode, suffix_of
+from fl_queue.tasks.images import listing, survey
+from fl_queue.tasks.images.decoding import SUFFIXES, decode
 from fl_queue.tasks.images.settings import ImageSettings
+from fl_queue.tasks.images.survey import Item
 
 _log = logging.getLogger(__name__)
-
-Item = tuple[Path, int]
 
 
 class ImageFiles(Dataset[tuple[Tensor, int]]):
@@ -118,7 +119,19 @@ class ImageFolderTask(Task):
             self._dataset([items[index] for index in train], skew, train.tolist()),
             self._dataset([items[index] for index in validation], skew, validation.tolist()),
             unused,
+            listing.fixed(unused, survey.KINDS),
         )
+
+    def check_data(self, data: ClientData) -> Mapping[str, int]:
+        """
+        Decode every image once, for some minutes at most; counts of those that lose something.
+
+        Raises:
+            DataError: One cannot be used, or the first of them have no content.
+        """
+        settings = ImageSettings.of(self.options)
+        counts = survey.check([*_items_of(data.train), *_items_of(data.validation)], settings)
+        return counts - Counter(data.counts)
 
     def describe(self, data: ClientData) -> dict[str, list[str]]:
         """Return the classes in order."""
@@ -211,26 +224,71 @@ class ImageFolderTask(Task):
                 f"{nearest(unknown[0], classes)}",
                 public=f"{len(unknown)} of its class folders are not in task.classes; add them there",
             )
+        found: dict[Path, listing.Listing] = {}
         items: list[Item] = []
-        loose = (path for path in folder.iterdir() if path.is_file() and _is_visible(path))
-        unused = Counter(_kind(path) for path in loose)
         for label, name in enumerate(classes):
             inner = data_folder.inside(data_dir, name, "task.classes", part=part)
-            images, others = _images(data_dir, inner)
-            items += [(path, label) for path in images]
-            unused += others
+            found[inner] = listing.below(data_dir, inner)
+            self._check_class(inner, found[inner])
+            items += [(path, label) for path in found[inner].images]
         if not items:
             raise DataError(str(folder), "has no images in its class folders", public=True)
+        unused = sum((one.without_links() for one in found.values()), _loose(folder))
+        if self._skips:
+            usable, counts = survey.usable(items, ImageSettings.of(self.options))
+            self._check_usable(found, usable)
+            items, unused = usable, unused + counts
         if unused:
-            found = ", ".join(f"{count} {kind}" for kind, count in sorted(unused.items()))
-            _log.warning("%s: not read as images: %s", folder, found)
+            kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(unused.items()))
+            _log.warning("%s: not read as images: %s", folder, kinds)
         return items, unused
+
+    @property
+    def _skips(self) -> bool:
+        return bool(self.options["unreadable"] == "skip")
+
+    def _check_class(self, folder: Path, found: listing.Listing) -> None:
+        """Raise DataError for a class folder with files and no image, or with a link that is not skipped."""
+        if found.out and not self._skips:
+            raise DataError(str(found.out[0]), data_folder.LEAVES, public=True)
+        if found.broken and not self._skips:
+            raise DataError(
+                str(found.broken[0]),
+                "is a link that leads nowhere; remove it",
+                public='a link leads nowhere; remove it, or set task.unreadable = "skip"',
+            )
+        if found.is_empty:
+            kinds = sorted(found.without_links().items())
+            listed = ", ".join(f"{count} {kind}" for kind, count in kinds)
+            raise DataError(
+                str(folder),
+                f"has no image, and {listed}; images are {', '.join(sorted(SUFFIXES))}",
+                public="a class folder has files or links, and no image in it",
+            )
+
+    def _check_usable(self, found: Mapping[Path, listing.Listing], usable: list[Item]) -> None:
+        """Raise DataError for a class folder of whose images none can be used."""
+        kept = {path for path, _ in usable}
+        for folder, files in found.items():
+            if files.images and kept.isdisjoint(files.images):
+                raise DataError(
+                    str(folder),
+                    "has no image that can be used; the log names the reason for each",
+                    public="a class folder has images, and no image that can be used",
+                )
+
+
+def _items_of(dataset: Any) -> list[Item]:
+    """The files of a data set, also of one that is only a part of it."""
+    while not isinstance(dataset, ImageFiles):
+        dataset = dataset.dataset
+    return dataset.items
 
 
 def _folders(folder: Path) -> list[str]:
     try:
         names = sorted(
-            entry.name for entry in folder.iterdir() if entry.is_dir() and _is_visible(entry)
+            entry.name for entry in folder.iterdir() if entry.is_dir() and listing.is_visible(entry)
         )
     except OSError as exc:
         raise DataError(
@@ -245,41 +303,13 @@ def _folders(folder: Path) -> list[str]:
     return names
 
 
-def _images(data_dir: str, folder: Path) -> tuple[list[Path], Counter[str]]:
-    """
-    List the images below a class folder, and count other files by kind.
-
-    Raises:
-        DataError: The folder has files or links, and no image.
-    """
-    # A site without images of a class has no such folder.
-    files, links = data_folder.files_below(folder)
-    visible = [path for path in files if _is_visible(path)]
-    images = [path for path in visible if suffix_of(path) in SUFFIXES]
-    others = Counter(_kind(path) for path in visible if suffix_of(path) not in SUFFIXES)
-    if links:
-        others["links to folders (put the images themselves here)"] = len(links)
-    if others and not images:
-        found = ", ".join(f"{count} {kind}" for kind, count in sorted(others.items()))
-        raise DataError(
-            str(folder),
-            f"has no image, and {found}; images are {', '.join(sorted(SUFFIXES))}",
-            public="a class folder has files or links, and no image in it",
-        )
-    # To resolve every path of a large folder would take longer than to list it.
-    for path in images:
-        if path.is_symlink():
-            data_folder.checked(data_dir, path)
-    return images, others
-
-
-def _kind(path: Path) -> str:
-    return path.suffix.lower() or "files without a suffix"
-
-
-def _is_visible(path: Path) -> bool:
-    # Desktops and notebooks make hidden files and folders (.ipynb_checkpoints, ._image.jpg).
-    return not path.name.startswith(".")
+def _loose(folder: Path) -> Counter[str]:
+    """Files that lie in no class folder, by kind."""
+    return Counter(
+        listing.kind_of(path) if listing.is_visible(path) else listing.HIDDEN
+        for path in folder.iterdir()
+        if path.is_file()
+    )
 
 
 def _replace_first_convolution(model: nn.Module, channels: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
@@ -21,12 +22,15 @@ from fl_queue.training.sgd import Samples, size_of
 _LOOKED_AT = 4
 
 
-def facts_of(task: Task, data: ClientData) -> dict[str, str]:
+def facts_of(
+    task: Task, data: ClientData, counts: Mapping[str, int] | None = None
+) -> dict[str, str]:
     """
     Facts of this site's task and data: no value of its data, only shapes, code, and names that the config has.
 
     Args:
         data: As the task loads them at this site.
+        counts: Of a look at all of them (``check_data``).
 
     Raises:
         ConfigError: ``describe`` returns a fact that cannot be sent.
@@ -36,8 +40,15 @@ def facts_of(task: Task, data: ClientData) -> dict[str, str]:
         **_of_inputs([np.shape(one) for one in samples], _kind(samples[0]) if samples else ""),
         **_described(calls.described(task, data), words_of(task.config)),
         "code": _code(task),
+        **_files(calls.file_counts(data.counts), calls.file_counts(counts or {})),
     }
     return site_facts.check(found)
+
+
+def _files(listed: Mapping[str, int], looked: Mapping[str, int]) -> dict[str, str]:
+    counts = Counter(listed) + Counter(looked)
+    line = ", ".join(f"{number} {kind}" for kind, number in sorted(counts.items()))
+    return {site_facts.FILES: line} if line else {}
 
 
 def _samples(dataset: Samples) -> list[Any]:
@@ -76,7 +87,7 @@ def _kind(value: Any) -> str:
 
 
 def _described(raw: Mapping[str, Any], words: Collection[str]) -> dict[str, str]:
-    known = (*site_facts.NOTED, site_facts.PROBLEM)
+    known = (*site_facts.NOTED, *site_facts.NOT_COMPARED)
     for key in raw:
         if key in known:
             raise ConfigError(

@@ -34,6 +34,14 @@ class Picture:
     is_reduced: bool = False
     clipped: int = 0
 
+    @property
+    def is_constant(self) -> bool:
+        """Whether all pixels have the same colour."""
+        if isinstance(self.pixels, Image.Image):
+            pixels = np.asarray(self.pixels)
+            return bool((pixels == pixels[:1, :1]).all())
+        return bool((self.pixels == self.pixels[:, :1, :1]).all())
+
     def tensor(self, settings: ImageSettings) -> Tensor:
         """Pixels as the model has them: (channels, height, width), float32 in [0, 1]."""
         if isinstance(self.pixels, Image.Image):
