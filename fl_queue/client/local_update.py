@@ -277,8 +277,7 @@ class ClientTrainer:
         found = self._contribution(known, rule, changes)
         sent, metrics = update_manifest(strategy, self.manifest), {**metrics, **own_metrics}
         return TrainingResult(
-            changes, num_examples, metrics, train_metrics, train_s, sent, found, self.manifest, own_model,
-            calls.file_counts(data.counts),
+            changes, num_examples, metrics, train_metrics, train_s, sent, found, self.manifest, own_model, calls.file_counts(data.counts)
         )  # fmt: skip
 
     def evaluate(self) -> Sums:

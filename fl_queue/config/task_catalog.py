@@ -15,7 +15,7 @@ from typing import Any
 
 from fl_queue.common import data_folder
 from fl_queue.common.options import Option, check_travels, unknown_key
-from fl_queue.config import text_options
+from fl_queue.config import image_options, text_options
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,7 @@ TASKS: dict[str, TaskEntry] = {
             "model": Option(
                 "str",
                 "resnet18",
-                "torchvision model by name, trained from scratch",
+                "torchvision model by name; it begins with random weights, or with those of model.initial",
                 choices=_MODELS,
             ),
             "classes": Option(
@@ -171,6 +171,28 @@ TASKS: dict[str, TaskEntry] = {
                 -1,
                 "frame of a file that has several, from 0; -1: such a file is refused",
                 low=-1,
+                newer=True,
+            ),
+            "augment": Option(
+                "strs",
+                (),
+                "random changes of training images, in this order: "
+                + ", ".join(image_options.AUGMENTATIONS),
+                check=image_options.augment_problem,
+                newer=True,
+            ),
+            "class_weights": Option(
+                "str",
+                "",
+                'weights of the classes in the training loss: "balanced" by the site\'s own numbers, or one for each, "1,2.5"; empty: equal',
+                check=image_options.class_weights_problem,
+                newer=True,
+            ),
+            "normalise": Option(
+                "str",
+                "none",
+                "imagenet: the model begins with the normalisation that torchvision's weights need (names of tensors begin with net.); none: pixels as they are",
+                choices=("none", "imagenet"),
                 newer=True,
             ),
             "unreadable": Option(

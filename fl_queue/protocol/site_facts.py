@@ -32,6 +32,18 @@ CANNOT = "cannot"
 #: Numbers of files that are not used, or not as they are; each site has its own.
 FILES = "files"
 NOT_COMPARED = (PROBLEM, CANNOT, FILES)
+#: Words for files that are not used, or not as they are; of others, as of a task's own, nothing leaves a site.
+FILE_KINDS = (
+    "broken link",
+    "clipped",
+    "hidden",
+    "link out of the data folder",
+    "link to a folder out of the data folder",
+    "other suffix",
+    "reduced",
+    "refused",
+    "unreadable",
+)
 #: Facts that a site may report, characters of a line, and bytes of all its facts.
 MOST = 16
 LONGEST = 1000

@@ -52,20 +52,6 @@ from fl_queue.training.sgd import Samples, SgdOptions
 OnEpoch = Callable[[int, int, Mapping[str, float]], None]
 
 
-#: Words for files that are not used, or not as they are; of others, as of a task's own, nothing leaves a site.
-FILE_KINDS = (
-    "broken link",
-    "clipped",
-    "hidden",
-    "link out of the data folder",
-    "link to a folder out of the data folder",
-    "other suffix",
-    "reduced",
-    "refused",
-    "unreadable",
-)
-
-
 @dataclass(frozen=True)
 class ClientData:
     """
@@ -76,7 +62,7 @@ class ClientData:
     Args:
         unused: What lies in the data folder and is not read: what it is -> how many of it. Shown at the
             site alone, by ``fl-queue try-task`` and in the log of its worker.
-        counts: Numbers of files that are not used, or not as they are, by words of ``FILE_KINDS``. They leave
+        counts: Numbers of files that are not used, or not as they are, by words of ``site_facts.FILE_KINDS``. They leave
             the site, with its facts before round 1 and with its updates.
     """
 
@@ -263,6 +249,9 @@ class Task(ABC):
             Name -> a number, or a vector of at most 60 numbers; of at most 24 names.
         """
         return {}
+    def training_loss(self, data: ClientData, context: ClientContext) -> Loss:
+        """The loss that ``train`` minimises; that of evaluations unless overridden."""
+        return self.loss_in(context)
 
     @property
     def hooks(self) -> BatchHooks:
@@ -298,7 +287,7 @@ class Task(ABC):
         return sgd.local_sgd(
             model,
             data.train,
-            self.loss_in(context),
+            self.training_loss(data, context),
             self.sgd_options(context),
             after_epoch=report,
             rule=context.rule,

@@ -16,10 +16,10 @@ from torch.utils.data import Subset
 from fl_queue import metrics
 from fl_queue.common.seeding import seed_for
 from fl_queue.errors import ConfigError, DataError, MessageError
-from fl_queue.protocol import identifiers
+from fl_queue.protocol import identifiers, site_facts
 from fl_queue.protocol.records import Sums
 from fl_queue.tasks import plain_numbers
-from fl_queue.tasks.base import FILE_KINDS, ClientData, OnEpoch, Task, declared_of
+from fl_queue.tasks.base import ClientData, OnEpoch, Task, declared_of
 from fl_queue.tasks.context import ClientContext
 from fl_queue.tasks.error_disclosure import class_name
 from fl_queue.training.metric_kinds import own_sums
@@ -90,7 +90,7 @@ def given_data(task: Task, context: ClientContext) -> ClientData:
 
 def file_counts(counts: Mapping[str, int]) -> dict[str, int]:
     """The counts of a site's files that leave it: under known words only, as another may be the site's secret."""
-    return {kind: int(counts[kind]) for kind in FILE_KINDS if counts.get(kind)}
+    return {kind: int(counts[kind]) for kind in site_facts.FILE_KINDS if counts.get(kind)}
 
 
 def too_few(context: ClientContext) -> ConfigError:

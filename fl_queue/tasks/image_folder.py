@@ -1,11 +1,11 @@
 """
-Images in class folders, with a torchvision model trained from scratch.
+Images in class folders, with a torchvision model.
 
     DATA/train/<class>/<image>            a client's images
     DATA/train/<class>/<owner>/<image>    the same, for data.partition = "natural"
     DATA/test/<class>/<image>             the evaluator's
 
-Pixels are float32 in [0, 1] (byte / 255), without any other normalisation. Images are read on
+Pixels are float32 in [0, 1] (byte / 255); any other normalisation is in the model. Images are read on
 access, so memory does not grow with their number.
 """
 
@@ -20,20 +20,23 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.utils.data import Dataset
 from torchvision.models import get_model
 
 from fl_queue.common import data_folder
 from fl_queue.common.spelling import nearest
+from fl_queue.config.image_options import BALANCED
 from fl_queue.errors import ConfigError, DataError
 from fl_queue.protocol.model_usage import ModelUsage
 from fl_queue.tasks.base import ClientData, Task
 from fl_queue.tasks.context import ClientContext
 from fl_queue.tasks.feature_skew import Skew
-from fl_queue.tasks.images import listing, survey
+from fl_queue.tasks.images import augmentation, listing, normalisation, survey
 from fl_queue.tasks.images.decoding import SUFFIXES, decode
 from fl_queue.tasks.images.settings import ImageSettings
 from fl_queue.tasks.images.survey import Item
+from fl_queue.training.sgd import Loss
 
 _log = logging.getLogger(__name__)
 
@@ -47,6 +50,7 @@ class ImageFiles(Dataset[tuple[Tensor, int]]):
         settings: How they are decoded.
         skew: Artificial difference of the client's images; None: none.
         samples: (N,) index of each file in the data set; needed for a skew.
+        change: Random change of each image, of training data alone; None: none.
     """
 
     def __init__(
@@ -55,7 +59,9 @@ class ImageFiles(Dataset[tuple[Tensor, int]]):
         settings: ImageSettings,
         skew: Skew | None = None,
         samples: Sequence[int] = (),
+        change: augmentation.Change | None = None,
     ) -> None:
+        self.change = change
         self.skew = skew
         self.samples = samples
         self.items = items
@@ -69,6 +75,8 @@ class ImageFiles(Dataset[tuple[Tensor, int]]):
         image = decode(path, self.settings)
         if self.skew is not None:
             image = self.skew.apply(image.unsqueeze(0), [self.samples[index]])[0]
+        if self.change is not None:
+            image = self.change(image)
         return image, label
 
 
@@ -95,6 +103,8 @@ class ImageFolderTask(Task):
         )
         if channels != 3:
             _replace_first_convolution(model, channels)
+        if self.options["normalise"] == "imagenet":
+            model = self._normalised(model)
         _check_image_size(model, channels, side)
         return model
 
@@ -116,7 +126,9 @@ class ImageFolderTask(Task):
         train, validation = self.split(labels, context, owners)
         skew = self.skew(context)
         return ClientData(
-            self._dataset([items[index] for index in train], skew, train.tolist()),
+            self._dataset(
+                [items[index] for index in train], skew, train.tolist(), self._augmentation()
+            ),
             self._dataset([items[index] for index in validation], skew, validation.tolist()),
             unused,
             listing.fixed(unused, survey.KINDS),
@@ -132,6 +144,37 @@ class ImageFolderTask(Task):
         settings = ImageSettings.of(self.options)
         counts = survey.check([*_items_of(data.train), *_items_of(data.validation)], settings)
         return counts - Counter(data.counts)
+
+    def training_loss(self, data: ClientData, context: ClientContext) -> Loss:
+        """
+        Cross entropy, with the weights of ``task.class_weights``; evaluations have none.
+
+        Raises:
+            ConfigError: There are not as many weights as classes.
+        """
+        chosen = self.options["class_weights"]
+        if not chosen:
+            return super().training_loss(data, context)
+        count = len(self._classes())
+        if chosen == BALANCED:
+            weights = balanced(_labels_of(data.train), count)
+        else:
+            weights = [float(part) for part in chosen.split(",")]
+        if len(weights) != count:
+            raise ConfigError(
+                "task.class_weights", f"has {len(weights)} weights for {count} classes", public=True
+            )
+        weight = torch.tensor(weights, dtype=torch.float32, device=context.device)
+
+        def loss(output: Tensor, target: Tensor) -> Tensor:
+            return functional.cross_entropy(output, target, weight=weight)
+
+        return loss
+
+    def _augmentation(self) -> augmentation.Change | None:
+        return augmentation.of(
+            self.options["augment"], self.options["image_size"], self._channels()
+        )
 
     def describe(self, data: ClientData) -> dict[str, list[str]]:
         """Return the classes in order."""
@@ -163,10 +206,14 @@ class ImageFolderTask(Task):
         return torch.zeros(1, self._channels(), side, side)
 
     def _dataset(
-        self, items: list[Item], skew: Skew | None = None, samples: Sequence[int] = ()
+        self,
+        items: list[Item],
+        skew: Skew | None = None,
+        samples: Sequence[int] = (),
+        change: augmentation.Change | None = None,
     ) -> ImageFiles:
         self._channels()
-        return ImageFiles(items, ImageSettings.of(self.options), skew, samples)
+        return ImageFiles(items, ImageSettings.of(self.options), skew, samples, change)
 
     def _owners(self, folder: Path, items: list[Item]) -> list[str]:
         """Owner of each image: the first folder below its class."""
@@ -190,6 +237,15 @@ class ImageFolderTask(Task):
                 "task.channels", f"{channels} is neither 1 (grey) nor 3 (colour)", public=True
             )
         return channels
+
+    def _normalised(self, model: nn.Module) -> nn.Module:
+        if self._channels() != 3:
+            raise ConfigError(
+                "task.normalise",
+                "imagenet is of colours; set task.channels = 3, where grey is repeated",
+                public=True,
+            )
+        return normalisation.normalised(model)
 
     def _classes(self) -> list[str]:
         listed = [name.strip() for name in self.options["classes"].split(",") if name.strip()]
@@ -283,6 +339,31 @@ def _items_of(dataset: Any) -> list[Item]:
     while not isinstance(dataset, ImageFiles):
         dataset = dataset.dataset
     return dataset.items
+
+
+def _labels_of(dataset: Any) -> list[int]:
+    """Class of each sample, also of a data set that is only a part of one."""
+    if isinstance(dataset, ImageFiles):
+        return [label for _, label in dataset.items]
+    whole = _labels_of(dataset.dataset)
+    return [whole[index] for index in dataset.indices]
+
+
+def balanced(labels: Sequence[int], classes: int) -> list[float]:
+    """
+    Weights with which each class that is there has the same part in the loss, 1 on the mean of the samples.
+
+    Args:
+        labels: Class of each sample.
+        classes: How many there are; one without samples has the weight 1.
+
+    Source: King and Zeng 2001, "Logistic regression in rare events data"; ``class_weight="balanced"`` of scikit-learn.
+    """
+    counts = Counter(labels)
+    return [
+        len(labels) / (len(counts) * counts[label]) if counts[label] else 1.0
+        for label in range(classes)
+    ]
 
 
 def _folders(folder: Path) -> list[str]:

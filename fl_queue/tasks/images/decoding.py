@@ -17,7 +17,7 @@ def decode(path: Path, settings: ImageSettings) -> Tensor:
     Pixels of a file: (channels, height, width), float32 in [0, 1]. docs/reference/tasks.md has the rules.
 
     Raises:
-        DataError: It is damaged or no image, or no rule has a meaning for its values.
+        DataError: It is damaged or no image, or no rule explains its values.
     """
     try:
         return read(path, settings).tensor(settings)

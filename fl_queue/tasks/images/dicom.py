@@ -50,7 +50,7 @@ def read(path: Path, settings: ImageSettings) -> Picture:
     Read one file.
 
     Raises:
-        UnusableImage: It is damaged or no image, or no rule says what its values mean.
+        UnusableImage: It is damaged or no image, or no rule explains its values.
         ConfigError: pydicom is missing.
     """
     try:

@@ -54,7 +54,7 @@ def read(path: Path, settings: ImageSettings) -> Picture:
     Read one file.
 
     Raises:
-        UnusableImage: It is damaged or no image, or no rule has a meaning for its values.
+        UnusableImage: It is damaged or no image, or no rule explains its values.
     """
     try:
         with Image.open(path) as image:

@@ -59,7 +59,7 @@ class UnusableImage(Exception):
     A file without pixels for the model.
 
     Args:
-        kind: ``unreadable``: damaged, or no image; ``refused``: no rule has a meaning for its values.
+        kind: ``unreadable``: damaged, or no image; ``refused``: no rule explains its values.
         reason: What is wrong with it; may quote the file.
         public: The same without anything of the file.
     """
