@@ -249,6 +249,7 @@ class Task(ABC):
             Name -> a number, or a vector of at most 60 numbers; of at most 24 names.
         """
         return {}
+
     def training_loss(self, data: ClientData, context: ClientContext) -> Loss:
         """The loss that ``train`` minimises; that of evaluations unless overridden."""
         return self.loss_in(context)
