@@ -25,7 +25,7 @@ from fl_queue.protocol.records import LOST, Sums
 from fl_queue.protocol.tensor_layout import little_endian
 from fl_queue.strategies.base import ClientContribution, ClientTrainingState, State, Strategy
 from fl_queue.strategies.layouts import PERSONAL, PRIVATE, state_manifest, update_manifest
-from fl_queue.tasks import calls
+from fl_queue.tasks import calls, phases
 from fl_queue.tasks.base import ClientData, OnEpoch, Task
 from fl_queue.tasks.building import built
 from fl_queue.tasks.context import ClientContext
@@ -251,9 +251,9 @@ class ClientTrainer:
         """
         logged, strategy = self.context.logged or TrainingLog(), self.plan.strategy
         context = replace(self.context, logged=None)
-        with context.compute.reproducible(context.seed_for("train")):
+        with context.compute.reproducible(phases.data_seed(context)):
             data = data or calls.training_data(self.task, context)
-            model = self._build()
+            model = self._built_for("train")
             untouched = Untouched(state_of(model), self.manifest.base)
             known = self.plan.known(self.task, self.manifest, context)
             rule = local_rule(strategy, known, model, context.min_batch)
@@ -280,22 +280,32 @@ class ClientTrainer:
             changes, num_examples, metrics, train_metrics, train_s, sent, found, self.manifest, own_model, calls.file_counts(data.counts)
         )  # fmt: skip
 
-    def evaluate(self) -> Sums:
+    def evaluate(self, data: ClientData | None = None) -> Sums:
         """
         The client's validation of the base version, and of its personal model, as sums; nothing is kept.
+
+        Args:
+            data: The client's, if they have been read already.
 
         Raises:
             ModelMismatch: The task builds another model than the run's.
             DataError: Unreadable data.
         """
         context = self.context
-        with context.compute.reproducible(context.seed_for("evaluate")):
-            data = calls.given_data(self.task, context)
-            model = self._build()
+        with context.compute.reproducible(phases.data_seed(context)):
+            data = data or calls.given_data(self.task, context)
+            model = self._built_for("evaluate")
             own = self._personalization(data, context)
             sums = {**self._evaluated(model, data, context), **own.make_own(model)}
             sums |= own.validate_personal(own.personal_model())
             return {**sums, **own.finetune(model)}
+
+    def _built_for(self, purpose: str) -> nn.Module:
+        """A model as ``_build`` makes it, in a phase of its own; the one of ``purpose`` begins then."""
+        phases.begin_building(self.context)
+        model = self._build()
+        phases.begin(self.context, purpose)
+        return model
 
     def _build(self) -> nn.Module:
         """

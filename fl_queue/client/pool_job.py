@@ -102,6 +102,7 @@ def _respond_for_all(group: VirtualClientJob, purpose: Purpose) -> str:
     for job in group.assignments():
         with interruption.interruptible():
             found = find_or_make(job, make)
+        _resident().tidy()
         if total is None:
             done += push(job, *found)
             failpoints.failpoint("update.pushed")

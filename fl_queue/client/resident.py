@@ -17,9 +17,10 @@ from typing import Any
 from fl_queue.client import client_state, local_update, outbox, state_writing, update_message
 from fl_queue.client.asking import Report
 from fl_queue.client.client_state import ClientStateFolder
+from fl_queue.client.kept import Kept
 from fl_queue.client.local_update import ClientStrategy, ClientTrainer
 from fl_queue.client.site import WorkerSettings
-from fl_queue.client.site_task import context_of, task_of
+from fl_queue.client.site_task import context_of
 from fl_queue.client.version_zero import version_zero
 from fl_queue.common import failpoints
 from fl_queue.common.files import Mapped
@@ -137,6 +138,19 @@ class Resident:
     def __init__(self, site: WorkerSettings) -> None:
         self._site = site
         self._model: _Model | None = None
+        self._kept = Kept(site)
+
+    def tidy(self) -> list[str]:
+        """
+        After an answer: drop what a later job must not find.
+
+        Returns:
+            What the job has changed that one could see, in words; a process of its own is to end then.
+        """
+        changed = self._kept.tidy()
+        for what in changed:
+            log.info("%s changed in training: nothing is kept for the next round", what)
+        return changed
 
     def handle(self, request: Request, report: Report) -> Answer:
         """
@@ -158,8 +172,11 @@ class Resident:
             Call.evaluate: self._evaluate,
             Call.score: self._score,
         }
+        is_done = False
         try:
-            return calls_[request.call](job)
+            answer = calls_[request.call](job)
+            is_done = True
+            return answer
         except TimedOut:
             raise
         except stopping.NotWanted:
@@ -175,6 +192,9 @@ class Resident:
             is_lost = isinstance(exc, TrainingLost) or data_loading.is_dataloader_crash(exc)
             failure = failure_of(exc, config, lasts=isinstance(exc, LASTING))
             return Answer(outcome="lost" if is_lost else "failed", failure=failure)
+        finally:
+            if not is_done:
+                self._kept.drop()
 
     # What may be asked for
 
@@ -182,8 +202,8 @@ class Resident:
         context, can_train = None, False
         try:
             context = context_of(self._site, job.config, job.request)
-            task = task_of(self._site, job.config)
-            data = calls.training_data(task, context)
+            task = self._kept.task(job.request, job.config)
+            data = calls.training_data(task, context, self._kept.client_data(task, context))
             counts = task.check_data(data)
             can_train = True  # What follows is for the comparison of sites only.
             return Answer(outcome="done", facts=facts_of(task, data, counts))
@@ -193,14 +213,14 @@ class Resident:
             log.exception(
                 "run=%s client=%s cannot report its facts", job.request.name, job.request.client
             )
-            return Answer(
-                outcome="failed", failure=failure_of(exc, job.config, lasts=not can_train)
-            )
+            self._kept.drop()
+            failure = failure_of(exc, job.config, lasts=not can_train)
+            return Answer(outcome="failed", failure=failure)
 
     def _initialise(self, job: _Job) -> Answer:
         failpoints.failpoint("client.started")
         request = job.request
-        task = task_of(self._site, job.config)
+        task = self._kept.task(job.request, job.config)
         initial = request.initial
 
         def filled(manifest: Manifest, built: Mapping[str, Any]) -> dict[str, Any]:
@@ -216,10 +236,11 @@ class Resident:
     def _train(self, job: _Job) -> Answer:
         failpoints.failpoint("client.started")
         config, logged = job.config, TrainingLog()
-        task = task_of(self._site, config)
+        task = self._kept.task(job.request, config)
         context = context_of(self._site, config, job.request)
         base = self._base(job)
         plan = self._plan(job, base)
+        data = calls.training_data(task, context, self._kept.client_data(task, context))
         job.report(Progress(epoch=0, epochs=context.epochs))
         logging_context = replace(context, logged=logged)
         trainer = ClientTrainer(
@@ -230,6 +251,7 @@ class Resident:
                 Progress(epoch=epoch, epochs=epochs, finished=finished, logged=logged.means())
             ),
             base.body.unload,
+            data,
         )
         folder = ClientStateFolder(self._site.client_states, job.request.run, job.request.client)
         state_writing.write_state(folder, config, plan, result, context)
@@ -245,21 +267,23 @@ class Resident:
 
     def _evaluate(self, job: _Job) -> Answer:
         failpoints.failpoint("client.started")
-        task = task_of(self._site, job.config)
+        task = self._kept.task(job.request, job.config)
         context = context_of(self._site, job.config, job.request)
         base = self._base(job)
         plan = self._plan(job, base)
         trainer = ClientTrainer(
             task, base.manifest, base.arrays(), context, plan, base.fetch_base_part
         )
-        sums = trainer.evaluate()
+        sums = trainer.evaluate(
+            calls.given_data(task, context, self._kept.client_data(task, context))
+        )
         environment = _environment(task, context, job.request.state.note)
         return self._keep(replace(job.header("evaluation"), metrics=sums, environment=environment))
 
     def _score(self, job: _Job) -> Answer:
         context = context_of(self._site, job.config, job.request)
-        task = task_of(self._site, job.config)
-        data = task.test_data(context.data_dir)
+        task = self._kept.task(job.request, job.config)
+        data = self._kept.test_data(task, context)
         if data is None:
             raise DataError(
                 "test data",

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -107,6 +107,10 @@ class Task(ABC):
             this machine's data folder.
     """
 
+    #: Whether a process may keep the task and its data for the next round; False: each round has a new task object.
+    keep: ClassVar[bool] = True
+    #: Attributes that change from call to call and that nothing depends on; any other change ends what is kept.
+    unmarked: ClassVar[tuple[str, ...]] = ()
     #: Whether ``client_data`` applies ``self.skew``; otherwise configs that ask for it are refused.
     skews: ClassVar[bool] = False
     #: Whether its training may be local SGD, whose steps some strategies correct; otherwise such a
@@ -137,6 +141,15 @@ class Task(ABC):
         Raises:
             DataError: It is missing or unreadable.
         """
+
+    def depends_on(self, context: ClientContext) -> Iterable[Path] | None:
+        """
+        Files and folders that ``client_data`` and ``test_data`` read; they are read again when one has changed.
+
+        None: all of the data folder, and the files that are opened meanwhile. Name those outside the folder that
+        libraries in C or Rust open (parquet, HDF5, safetensors).
+        """
+        return None
 
     def test_data(self, data_dir: str) -> Samples | None:
         """The central test set, read by the evaluator; None when there is none."""

@@ -68,16 +68,19 @@ def data(task: Task, context: ClientContext) -> ClientData:
     return found
 
 
-def given_data(task: Task, context: ClientContext) -> ClientData:
+def given_data(task: Task, context: ClientContext, found: ClientData | None = None) -> ClientData:
     """
     A client's data: its training part no larger than the site wants, and the same in each round.
 
     A validation part that is too small for the site's ``min_examples`` is empty.
 
+    Args:
+        found: As the task has read them; None: they are read now.
+
     Raises:
         ConfigError: The training part has fewer examples than the site trains with.
     """
-    found = data(task, context)
+    found = data(task, context) if found is None else found
     if _is_few(found.train, context):
         raise too_few(context)
     if _is_few(found.validation, context):
@@ -109,9 +112,12 @@ def _is_few(dataset: Samples, context: ClientContext) -> bool:
     return is_counted and 0 < size_of(dataset) < context.min_examples
 
 
-def training_data(task: Task, context: ClientContext) -> ClientData:
+def training_data(task: Task, context: ClientContext, read: ClientData | None = None) -> ClientData:
     """
     A client's data, of which there is something to train with.
+
+    Args:
+        read: As the task has read them; None: they are read now.
 
     Raises:
         DataError: There is not.
@@ -121,7 +127,7 @@ def training_data(task: Task, context: ClientContext) -> ClientData:
     check_batch(context.min_batch, context.batch_size, train.accumulate)
     if context.min_batch > 1:
         check_pull(context.learning_rate, train.weight_decay, 0.0)
-    found = given_data(task, context)
+    found = given_data(task, context, read)
     if size_of(found.train) == 0:
         raise DataError(
             context.data_dir or "training data",

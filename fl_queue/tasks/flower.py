@@ -49,6 +49,9 @@ class FlowerTask(Task):
         ConfigError: ``[task]`` has a value that no Flower config can hold, or the app needs a model.
     """
 
+    # A client keeps what it likes, in its context and its module.
+    keep = False
+
     def __init__(
         self, config: RunConfig, module: ModuleType, app: FlowerApp, model: Callable[[], Any] | None
     ) -> None:

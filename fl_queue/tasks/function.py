@@ -88,6 +88,8 @@ class FunctionTask(Task):
         ConfigError: ``[task]`` is not what the function takes.
     """
 
+    unmarked = ("_kept", "_loss", "_hooks")
+
     def __init__(self, config: RunConfig, name: str, function: Callable[..., Any]) -> None:
         super().__init__(config)
         self.name, self._function = name, function
@@ -105,15 +107,16 @@ class FunctionTask(Task):
     def build_model(self) -> nn.Module:
         """The function's model, its weights drawn from torch's generator as it is now."""
         kept, self._kept = self._kept, None
-        # That of the call which read the data, so that they are not read twice; nothing was seeded since.
+        # That of the call which read the data, so that they are not read twice: it began with the same seed.
         if kept is not None and torch.equal(kept[0], torch.get_rng_state()):
             return kept[1]
         return self._parts().model
 
     def client_data(self, context: ClientContext) -> ClientData:
         """The client's part of the function's training data."""
+        begun = torch.get_rng_state()
         parts = self._parts()
-        self._kept = (torch.get_rng_state(), parts.model)
+        self._kept = (begun, parts.model)
         dataset = self._dataset("train", parts.train)
         owners = None if parts.owners is None else np.asarray(_asked(parts.owners))
         train, validation = self.split(self._labels(parts, dataset), context, owners)

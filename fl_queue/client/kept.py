@@ -1,0 +1,171 @@
+"""
+What stays between two jobs of a process: the task, and the data of the clients that it served last.
+
+Whatever is kept can be lost at any moment and changes no bit. Imports torch; no Redis here.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fl_queue.client.marks import Marks
+from fl_queue.client.site import WorkerSettings
+from fl_queue.client.site_task import task_of
+from fl_queue.config.run_config import RunConfig
+from fl_queue.errors import DataError
+from fl_queue.protocol.trainer_messages import Request
+from fl_queue.tasks import calls, fingerprint, noted_context, phases
+from fl_queue.tasks.base import ClientData, Task
+from fl_queue.tasks.context import ClientContext
+from fl_queue.tasks.fingerprint import Fingerprint
+from fl_queue.tasks.noted_context import NotedContext
+
+#: Data sets that are kept; of more, that which was used longest ago goes.
+MAX_DATA = 4
+#: Times that files may change while they are read.
+_ATTEMPTS = 3
+
+
+@dataclass(frozen=True)
+class _Data:
+    """Data that were read. Args: ``paths``: what the fingerprint is of."""
+
+    found: Any
+    context: NotedContext
+    paths: tuple[str, ...]
+    fingerprint: Fingerprint
+
+    def holds(self, context: ClientContext) -> bool:
+        """Whether reading again would give the same."""
+        return (
+            noted_context.fits(self.context, context)
+            and fingerprint.taken(self.paths) == self.fingerprint
+        )
+
+
+class Kept:
+    """
+    The task of one run's config, and data.
+
+    Args:
+        site: Whose folder is read.
+    """
+
+    def __init__(self, site: WorkerSettings) -> None:
+        self._site = site
+        self._key: Any = None
+        self._task: Task | None = None
+        self._data: OrderedDict[Any, _Data] = OrderedDict()
+        self.marks = Marks()
+
+    def drop(self) -> None:
+        """Forget everything."""
+        self._key = self._task = None
+        self._data.clear()
+
+    def task(self, request: Request, config: RunConfig) -> Task:
+        """
+        The task of a request.
+
+        Raises:
+            ConfigError: As of ``load_task``.
+        """
+        key = (request.run, request.segment, request.config)
+        if self._task is None or key != self._key or not self._task.keep:
+            self.drop()
+            self._task, self._key = task_of(self._site, config), key
+        self.marks.take(self._task, [data.found for data in self._data.values()])
+        return self._task
+
+    def tidy(self) -> list[str]:
+        """
+        Find out whether the next job may use what is kept; it is dropped if not.
+
+        Returns:
+            What the last job has changed, in words.
+        """
+        changed = self.marks.changed()
+        if self._task is not None and not self._task.keep:
+            changed.append("the task's keep is False")
+        if changed:
+            self.drop()
+        return changed
+
+    def client_data(self, task: Task, context: ClientContext) -> ClientData:
+        """
+        A client's data, as the task gives them.
+
+        Raises:
+            DataError: They are missing or unreadable, or change while they are read.
+        """
+        with context.compute.reproducible(phases.data_seed(context)):
+            found: ClientData = self._found(
+                ("client", context.client), task, context, lambda noted: calls.data(task, noted)
+            )
+        return found
+
+    def test_data(self, task: Task, context: ClientContext) -> Any:
+        """The task's test data, or None. Raises DataError."""
+        with context.compute.reproducible(phases.data_seed(context)):
+            return self._found("test", task, context, lambda noted: task.test_data(noted.data_dir))
+
+    def _found(
+        self,
+        key: Any,
+        task: Task,
+        context: ClientContext,
+        read: Callable[[NotedContext], Any],
+    ) -> Any:
+        kept = self._data.pop(key, None)
+        if kept is None or not kept.holds(context):
+            kept = self._read(task, context, read)
+            self.marks.add_data(kept.found)
+        if task.keep and _UNKNOWN not in kept.fingerprint:
+            self._data[key] = kept
+            while len(self._data) > MAX_DATA:
+                self._data.popitem(last=False)
+        return kept.found
+
+    def _read(
+        self, task: Task, context: ClientContext, read: Callable[[NotedContext], Any]
+    ) -> _Data:
+        for _ in range(_ATTEMPTS):
+            noted = noted_context.noting(context)
+            named = _named(task, context)
+            paths = named if named is not None else _folder(context)
+            before = fingerprint.taken(paths)
+            with fingerprint.watching() as opened:
+                found = read(noted)
+            after = fingerprint.taken(paths)
+            if named is not None and before != after:
+                continue
+            if named is None:
+                paths = (*paths, *sorted(opened.paths))
+                # Something else in the folder may change all the time, such as a log.
+                is_unknown = opened.is_open or before != after
+                after = fingerprint.taken(paths)
+                if is_unknown:
+                    after[_UNKNOWN] = None
+            return _Data(found, noted, paths, after)
+        raise DataError(
+            context.data_dir or "data",
+            "its files change while they are read; wait until they are complete",
+            public=True,
+        )
+
+
+#: In a fingerprint: the data depend on more than files, and are read for each job.
+_UNKNOWN = "\0"
+
+
+def _named(task: Task, context: ClientContext) -> tuple[str, ...] | None:
+    found: Iterable[Path] | None = task.depends_on(context)
+    return None if found is None else tuple(str(path) for path in found)
+
+
+def _folder(context: ClientContext) -> tuple[str, ...]:
+    return (context.data_dir,) if context.data_dir else ()
