@@ -1,7 +1,7 @@
 """
 The client worker: RQ jobs of one data owner.
 
-torch is imported in the parent, with one thread and nothing run, so that forked jobs start at once and safely.
+It imports no torch: what computes is a training process, see ``site_worker``.
 """
 
 from __future__ import annotations
@@ -9,13 +9,11 @@ from __future__ import annotations
 import importlib
 import sys
 
-from fl_queue.client import preflight, round_job
-from fl_queue.client.resident import Resident
+from fl_queue.client import interruption, preflight, round_job
 from fl_queue.client.site import WorkerSettings
 from fl_queue.protocol.records import Purpose
 from fl_queue.store import keyspace
-from fl_queue.training import determinism
-from workers import rq_worker
+from workers import rq_worker, site_worker
 
 
 def train(run: str, number: int) -> str:
@@ -35,21 +33,24 @@ def initialise(run: str, number: int) -> str:
 
 def tell_facts(run: str, segment: int) -> str:  # codespell:ignore tell
     """RQ job: report the facts of this site's data, for the comparison before round 1."""
-    return preflight.report_facts(run, segment, Resident(WorkerSettings.from_environ()).handle)
+    return preflight.report_facts(run, segment, site_worker.ask)
 
 
 def _respond(run: str, number: int, purpose: Purpose) -> str:
-    site = WorkerSettings.from_environ()
-    return round_job.respond(run, number, site.client, purpose, Resident(site).handle)
+    client = WorkerSettings.from_environ().client
+    try:
+        with interruption.interruptible():
+            return round_job.respond(run, number, client, purpose, site_worker.ask)
+    except interruption.RoundGivenUp as exc:
+        return str(exc)
 
 
 def main() -> int:
     """``python -m workers.client``: serve the queue of ``FLQ_SITE_CLIENT``."""
-    determinism.preload()
     # Jobs name this module, which runs as ``__main__``: without the import each job would compile it once more.
     importlib.import_module("workers.client")
     client = WorkerSettings.from_environ().client
-    return rq_worker.run(keyspace.client_queue(client))
+    return rq_worker.run(keyspace.client_queue(client), site_worker.SiteWorker)
 
 
 if __name__ == "__main__":

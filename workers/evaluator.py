@@ -2,35 +2,38 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 
-from fl_queue.client import round_job, scoring_job
-from fl_queue.client.resident import Resident
-from fl_queue.client.site import WorkerSettings
+from fl_queue.client import interruption, round_job, scoring_job
 from fl_queue.protocol import identifiers
 from fl_queue.protocol.records import Purpose
 from fl_queue.store import keyspace
-from fl_queue.training import determinism
-from workers import rq_worker
+from workers import rq_worker, site_worker
 
 
 def initialise(run: str, number: int) -> str:
     """RQ job: build version 0."""
-    resident = Resident(WorkerSettings.from_environ())
-    return round_job.respond(
-        run, number, identifiers.EVALUATOR, Purpose.initialise, resident.handle
-    )
+    try:
+        with interruption.interruptible():
+            return round_job.respond(
+                run, number, identifiers.EVALUATOR, Purpose.initialise, site_worker.ask
+            )
+    except interruption.RoundGivenUp as exc:
+        return str(exc)
 
 
 def evaluate(run: str, version: int) -> str:
     """RQ job: score a version on the test set, and record the result."""
-    return scoring_job.score(run, version, Resident(WorkerSettings.from_environ()).handle)
+    return scoring_job.score(run, version, site_worker.ask)
 
 
 def main() -> int:
     """``python -m workers.evaluator``: serve ``flq-evaluate``."""
-    determinism.preload()
-    return rq_worker.run(keyspace.EVALUATE_QUEUE)
+    importlib.import_module(
+        "workers.evaluator"
+    )  # Jobs name this module, which runs as ``__main__``.
+    return rq_worker.run(keyspace.EVALUATE_QUEUE, site_worker.SiteWorker)
 
 
 if __name__ == "__main__":

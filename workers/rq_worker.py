@@ -30,7 +30,7 @@ from fl_queue.client import approval, pausing
 from fl_queue.client.revocation import end_when_revoked, warn_if_unchecked
 from fl_queue.client.site import WorkerSettings
 from fl_queue.common import failpoints, logs, processes, state_folder
-from fl_queue.errors import ClientNameTaken, FLQueueError
+from fl_queue.errors import ClientNameTaken, FLQueueError, TrainingLost
 from fl_queue.protocol import identifiers, signing
 from fl_queue.protocol.events import JobRefusedEvent
 from fl_queue.store import (
@@ -190,6 +190,8 @@ class FLWorker(HorseWorker):
         error = sys.exc_info()[1]
         if isinstance(error, rq_types.TimedOut):
             return f"it exceeded its timeout of {job.timeout} s"
+        if isinstance(error, TrainingLost) and error.public:
+            return error.public
         if error is not None and _role(job.origin) != identifiers.AGGREGATOR:
             return disclosed(error)
         return text
@@ -291,8 +293,10 @@ class FLWorker(HorseWorker):
             super().set_shutdown_requested_date()
 
     def handle_exception(self, job: Any, *exc_info: Any) -> None:
-        """Handle an error of a job; an outage is only logged."""
-        if classify(exc_info[1]) is None:
+        """Handle an error of a job; an outage is only logged, and the end of its training process in one line."""
+        if isinstance(exc_info[1], TrainingLost):
+            log.warning("job %s: %s", job.id, exc_info[1])
+        elif classify(exc_info[1]) is None:
             super().handle_exception(job, *exc_info)
         else:
             complaint.log(exc_info[1], f"job {job.id}: ")

@@ -38,6 +38,7 @@ BENCHMARKS = (
     Benchmark("rounds", "Whole rounds beside the floor"),
     Benchmark("round_breakdown", "Where a round's time goes"),
     Benchmark("round_handover", "From one round to the next, and idling"),
+    Benchmark("resident", "Data that are read once"),
     Benchmark("exact_sum", "The exact sum"),
     Benchmark("memory", "Memory against clients"),
     Benchmark("large_model", "A model of 1.2 GB"),

@@ -49,6 +49,8 @@ class Federation:
         evaluator: Whether to start one.
         tcp: TCP loopback instead of unix sockets.
         one_server: One server in both roles.
+        data: Data folder of every client; None: none.
+        trainer_jobs: Jobs of one training process; 0: any number.
     """
 
     clients: int
@@ -56,7 +58,9 @@ class Federation:
     evaluator: bool = False
     tcp: bool = False
     one_server: bool = False
-    #: Process name -> largest resident memory of its work-horses, bytes.
+    data: Path | None = None
+    trainer_jobs: int = 0
+    #: Process name -> largest resident memory of the processes of its jobs, bytes.
     peak: dict[str, int] = field(default_factory=dict)
 
     def __enter__(self) -> Self:
@@ -103,7 +107,14 @@ class Federation:
 
     def _site(self, client: str, folder: Path) -> WorkerSettings:
         return WorkerSettings(
-            self.url, self.blob_url, folder, client, allow=ALLOWED, min_examples=1
+            self.url,
+            self.blob_url,
+            folder,
+            client,
+            data_dir=str(self.data or ""),
+            allow=(*ALLOWED, "csv"),
+            min_examples=1,
+            trainer_jobs=self.trainer_jobs,
         )
 
     def _start(self, name: str, role: str) -> None:
@@ -128,10 +139,10 @@ class Federation:
             time.sleep(0.1)
 
     def begin(self, name: str, count: int, *overrides: str, task: str = "AddConstant") -> str:
-        """Start a run of ``count`` rounds; returns its run id."""
+        """Start a run of ``count`` rounds; returns its run id. Args: ``task``: empty: that of ``overrides``."""
         module = "timed_task" if task == "Paced" else "noop_tasks"
         fixed = (
-            f"run.task=benchmarks.harness.{module}:{task}",
+            *([f"run.task=benchmarks.harness.{module}:{task}"] if task else []),
             "run.preflight=off",  # What is measured is rounds.
             f"round.cohort={self.clients}",
             "round.deadline_s=900",
@@ -166,8 +177,8 @@ class Federation:
     def _sample(self) -> None:
         while not self._done.wait(SAMPLE_S):
             for name, process in self.processes.items():
-                for horse in (h for worker in children(process.pid) for h in children(worker)):
-                    self.peak[name] = max(self.peak.get(name, 0), high_water(horse))
+                for job in _job_processes(process.pid, has_fork_server="aggregator" not in name):
+                    self.peak[name] = max(self.peak.get(name, 0), high_water(job))
 
 
 def timings(store: Store, run: str) -> list[Timing]:
@@ -189,6 +200,14 @@ def timings(store: Store, run: str) -> list[Timing]:
         for number in sorted(committed)
         if number in updated
     ]
+
+
+def _job_processes(supervisor: int, has_fork_server: bool) -> list[int]:
+    """Processes below a supervisor's worker that execute jobs: work-horses, or trainers."""
+    parents = children(supervisor)
+    if has_fork_server:
+        parents = [below for worker in parents for below in children(worker)]
+    return [job for parent in parents for job in children(parent)]
 
 
 def children(pid: int) -> list[int]:

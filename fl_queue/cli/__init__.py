@@ -53,6 +53,7 @@ SECTIONS = {
         "approve": "approve:approve",
         "pause": "pause:pause",
         "unpause": "pause:unpause",
+        "reload": "reload:reload",
     },
     "Operating": {
         "doctor": "doctor:doctor_command",

@@ -63,6 +63,24 @@ class TrainingOptions:
 
 
 @dataclass(frozen=True)
+class TrainerOptions:
+    """Training processes of a worker, and when they end."""
+
+    trainers: int
+    trainer_jobs: int
+    trainer_bytes: int
+
+    def apply(self, settings: WorkerSettings) -> WorkerSettings:
+        """Add these options to a worker's settings."""
+        return replace(
+            settings,
+            trainers=self.trainers,
+            trainer_jobs=self.trainer_jobs,
+            trainer_bytes=self.trainer_bytes,
+        )
+
+
+@dataclass(frozen=True)
 class SiteRules:
     """Rules of a site: limits of examples, hours, approval, configs."""
 
@@ -134,6 +152,33 @@ training_options = collect(
     threads_option,
 )
 
+trainer_options = collect(
+    "processes",
+    TrainerOptions,
+    click.option(
+        "--trainers",
+        default=2,
+        show_default=True,
+        type=click.IntRange(min=1, max=64),
+        help="Keep this many training processes, one for each run; the least recently used one ends first.",
+    ),
+    click.option(
+        "--trainer-jobs",
+        default=0,
+        type=click.IntRange(min=0),
+        help="End a training process after this many jobs; 1: a fresh one for each job, as for a task "
+        "that must not keep anything. Default: when it is not needed any more.",
+    ),
+    click.option(
+        "--trainer-bytes",
+        default=0,
+        type=click.IntRange(min=0),
+        metavar="BYTES",
+        help="End training processes between two jobs when they keep more memory than this. Default: half of "
+        "what this machine, or its cgroup, has.",
+    ),
+)
+
 site_rules = collect(
     "rules",
     SiteRules,
@@ -203,6 +248,7 @@ _credentials_option = file_option(
 @_credentials_option
 @training_options
 @_loader_option
+@trainer_options
 @site_rules
 @connection_options
 def worker_client(
@@ -211,6 +257,7 @@ def worker_client(
     file: Path | None,
     training: TrainingOptions,
     loader_workers: int,
+    processes: TrainerOptions,
     rules: SiteRules,
 ) -> None:
     """
@@ -221,7 +268,7 @@ def worker_client(
     """
     client = _checked_client(_enrolled_as(file, client))
     settings = replace(_settings(deployment, file), client=client, loader_workers=loader_workers)
-    settings = rules.apply(training.apply(settings))
+    settings = rules.apply(processes.apply(training.apply(settings)))
     _warn_of_idle_hardware(f"client {client}", settings)
     _become_worker("client", settings)
 
@@ -230,15 +277,20 @@ def worker_client(
 @_credentials_option
 @training_options
 @_loader_option
+@trainer_options
 @connection_options
 def worker_evaluator(
-    deployment: Deployment, file: Path | None, training: TrainingOptions, loader_workers: int
+    deployment: Deployment,
+    file: Path | None,
+    training: TrainingOptions,
+    loader_workers: int,
+    processes: TrainerOptions,
 ) -> None:
     """Test every model version on the task's test set."""
     if file is not None:
         _enrolled_as(file, identifiers.EVALUATOR)
     settings = replace(_settings(deployment, file), loader_workers=loader_workers)
-    settings = training.apply(settings)
+    settings = processes.apply(training.apply(settings))
     _warn_of_idle_hardware("the evaluator", settings)
     _become_worker("evaluator", settings)
 

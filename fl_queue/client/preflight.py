@@ -33,7 +33,7 @@ def report_facts(run: str, segment: int, ask: Ask) -> str:
         TrainingLost: What loads them was lost.
     """
     site = WorkerSettings.from_environ()
-    store = site.connect()
+    store = site.connected()
     state = store.control.runs.get(run)
     if state is None or not state.active or state.segment != segment:
         return "the run does not need the facts any more"

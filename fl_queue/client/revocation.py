@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import threading
 
 from fl_queue.client.site import WorkerSettings
 from fl_queue.protocol.identifiers import EVALUATOR
@@ -41,12 +42,19 @@ def warn_if_unchecked(site: WorkerSettings) -> None:
 
 def end_when_revoked(site: WorkerSettings) -> None:
     """End this process, which is to have credentials, once its login is refused for good."""
-    own = os.getpid()
+    own, reported = os.getpid(), threading.Event()
 
     def end() -> None:
-        # A work-horse is ended by its worker, which is refused at the same time.
-        if os.getpid() == own:
+        # A forked job is ended by its worker, which is refused at the same time.
+        if os.getpid() != own:
+            return
+        if not reported.is_set():
+            reported.set()
             log.error("%s", sentence(site))
-            sys.exit(EXIT_REVOKED)
+        if threading.current_thread() is not threading.main_thread():
+            os._exit(
+                EXIT_REVOKED
+            )  # A thread cannot end its process otherwise; all below end with it.
+        sys.exit(EXIT_REVOKED)
 
     own_login.when_refused_for_good(end)

@@ -61,7 +61,7 @@ def respond(run: str, number: int, who: str, purpose: Purpose, ask: Ask) -> str:
         StoreUnavailable: The control server cannot be used; the job is begun again when it can.
     """
     site = WorkerSettings.from_environ()
-    store = site.connect()
+    store = site.connected()
     tidy(store, site, who)
     current = store.control.rounds.get(run, number)
     state = store.control.runs.get(run)

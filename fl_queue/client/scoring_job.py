@@ -42,7 +42,7 @@ def score(run: str, version: int, ask: Ask) -> str:
         TrainingLost: What computes it was lost.
     """
     site = WorkerSettings.from_environ()
-    store = site.connect()
+    store = site.connected()
     host_cache.sweep(site.cache, partial(queries.is_over, store.control))
     config = None
     try:

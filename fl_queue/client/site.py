@@ -12,7 +12,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
+from fl_queue.common import memory
 from fl_queue.config.run_config import RunConfig
 from fl_queue.errors import ConfigError
 from fl_queue.protocol import operator_key, signing
@@ -52,6 +54,9 @@ class WorkerSettings:
         approve: Whether updates and evaluations leave only after a decision at this site.
         pins: Digests of the only configs that it serves; empty: any.
         operator_key: File of the operator's key, on the operator's side; empty: where it is by default.
+        trainers: Training processes that are kept, one for each run.
+        trainer_jobs: Jobs that one of them does; 0: any number.
+        trainer_bytes: Memory that they may keep together, bytes; 0: see ``most_trainer_bytes``.
     """
 
     url: str = ""
@@ -75,6 +80,9 @@ class WorkerSettings:
     pins: tuple[str, ...] = ()
     data_from_config: bool = False
     operator_key: str = ""
+    trainers: int = 2
+    trainer_jobs: int = 0
+    trainer_bytes: int = 0
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str] = os.environ) -> WorkerSettings:
@@ -103,6 +111,9 @@ class WorkerSettings:
             pins=_listed(environ, "FLQ_SITE_PIN_CONFIG"),
             data_from_config=environ.get("FLQ_SITE_DATA_FROM_CONFIG", "") == "1",
             operator_key=environ.get(operator_key.VARIABLE, ""),
+            trainers=int(environ.get("FLQ_SITE_TRAINERS", "2")),
+            trainer_jobs=int(environ.get("FLQ_SITE_TRAINER_JOBS", "0")),
+            trainer_bytes=int(environ.get("FLQ_SITE_TRAINER_BYTES", "0")),
         )
 
     def to_environ(self) -> dict[str, str]:
@@ -128,6 +139,9 @@ class WorkerSettings:
             "FLQ_SITE_APPROVE": "1" if self.approve else "",
             "FLQ_SITE_PIN_CONFIG": ",".join(self.pins),
             "FLQ_SITE_DATA_FROM_CONFIG": "1" if self.data_from_config else "",
+            "FLQ_SITE_TRAINERS": str(self.trainers),
+            "FLQ_SITE_TRAINER_JOBS": str(self.trainer_jobs),
+            "FLQ_SITE_TRAINER_BYTES": str(self.trainer_bytes),
             # Not named: what the environment names stays.
             **({operator_key.VARIABLE: self.operator_key} if self.operator_key else {}),
         }
@@ -156,6 +170,11 @@ class WorkerSettings:
         It is lower than a large ``min_examples``, as usual batches have 10 to 64.
         """
         return self.min_batch or min(self.min_examples, MIN_EXAMPLES)
+
+    @property
+    def most_trainer_bytes(self) -> int:
+        """Memory that the training processes may keep, bytes: half of what there is, if not set; 0: any."""
+        return self.trainer_bytes or memory.usable_bytes() // 2
 
     def known_folder(self, config: RunConfig) -> str:
         """The same, for what may do without: empty where ``data_folder`` would raise."""
@@ -219,6 +238,27 @@ class WorkerSettings:
         others, key = self.other_users(), self._key_file
         return Store(*self.urls(), others, state_dir=self.state_dir, operator_key=key)
 
+    def connected(self) -> Store:
+        """
+        The same for one job after the other: with the connections of the last one, unless the servers or the login differ.
+
+        Raises:
+            StoreUnavailable: No URL is given and no private servers run.
+        """
+        key = (
+            os.getpid(),
+            self.urls(),
+            repr(self.other_users()),
+            self.state_dir,
+            self.operator_key,
+        )
+        if _kept.get("key") != key:
+            if (old := _kept.get("store")) is not None and _kept["key"][0] == key[0]:
+                old.close()
+            _kept.update(key=key, store=self.connect())
+        store: Store = _kept["store"]
+        return store
+
     def store(self, timeouts: Timeouts = WORKERS, needs_data: bool = True) -> Store:
         """
         Both Redis roles, checked. Args: as of ``Store.open``.
@@ -233,6 +273,10 @@ class WorkerSettings:
     @property
     def _key_file(self) -> Path | None:
         return Path(self.operator_key) if self.operator_key else None
+
+
+#: Key and store of this process's last job.
+_kept: dict[str, Any] = {}
 
 
 def _listed(environ: Mapping[str, str], name: str) -> tuple[str, ...]:

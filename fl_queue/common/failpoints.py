@@ -3,8 +3,9 @@ Named points at which a test lets a process be killed or stopped, between any tw
 
 Off unless ``FLQ_FAULTS`` names a folder, which only tests set. A test arms a point by writing a file
 of its name there, ``<action> [<begin of a worker's name>]``; the first such process to reach the
-point takes the file, writes its pid into it, and does it: ``kill`` (itself), ``kill-parent`` (the
-worker and its work-horse), ``kill-supervisor`` (all three), or ``stop`` (SIGSTOP).
+point takes the file, writes its pid into it, and does it: ``kill`` (itself), ``kill-parent`` (a trainer's
+fork server, an aggregator's worker), ``kill-worker`` (the worker, from whatever is below it), each with
+itself; ``kill-supervisor`` (supervisor, worker and itself), or ``stop`` (SIGSTOP).
 """
 
 from __future__ import annotations
@@ -18,6 +19,10 @@ POINTS = {
     "run.created": "start-round opens the first round",
     "round.opened": "the process that opened a round goes on",
     "job.popped": "a worker has a job from its queue and marks it as started",
+    "trainer.forked": "a fork server hands a new trainer to its worker",
+    "trainer.asked": "a worker waits for its trainer's answer",
+    "trainer.answered": "a worker looks at its trainer's answer",
+    "trainer.tidied": "a trainer that has answered looks what its job has changed",
     "client.started": "a client reads the model",
     "client.trained": "a client writes its update to the outbox",
     "outbox.written": "a client pushes its update",
@@ -72,6 +77,8 @@ def _act(action: str) -> None:
         return
     if action == "kill-parent":
         os.kill(os.getppid(), signal.SIGKILL)
+    if action == "kill-worker":
+        os.kill(int(os.environ.get("FLQ_SITE_WORKER_PID") or os.getpid()), signal.SIGKILL)
     if action == "kill-supervisor":
         os.kill(int(os.environ["FLQ_SITE_SUPERVISOR"]), signal.SIGKILL)
     os.kill(os.getpid(), signal.SIGKILL)

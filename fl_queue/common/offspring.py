@@ -39,10 +39,15 @@ class Offspring:
     The processes that are started below this one from now on.
 
     Children that are there already are left alone (the scheduler of a plain ``rq worker``).
+
+    Args:
+        adopt: Whether this process becomes the parent of those whose own parents have ended; else the nearest
+            process above it that has done so.
     """
 
-    def __init__(self) -> None:
-        processes.adopt_orphans()
+    def __init__(self, adopt: bool = True) -> None:
+        if adopt:
+            processes.adopt_orphans()
         self._before = processes.children()
 
     def reap(self, spare: Iterable[int] = ()) -> None:

@@ -3,7 +3,7 @@ Recovery times by role, measured: ``python -m tests.fault.recovery`` prints a ta
 
 From the kill (for Redis: from the moment it answers again) to the first sign of work going on:
 
-    work-horse, worker, supervisor   the client's next ``training`` event, its round unchanged
+    trainer, fork server, worker, supervisor   the client's next ``training`` event, its round unchanged
     worker with a finished update    the next receipt of that client
     aggregator                       the next fence: an incarnation is taking updates again
     evaluator                        its next evaluation
@@ -41,7 +41,8 @@ def measure(federation: Federation, repeats: int) -> dict[str, list[float]]:
     run = federation.begin("endless", *ENDLESS)
     wait_for("training", lambda: federation.trained(run) == 3)
     for what, hit in (
-        ("work-horse", _horse),
+        ("training process", _trainer),
+        ("fork server", _fork_server),
         ("worker", _worker),
         ("supervisor and worker", _both),
     ):
@@ -74,7 +75,11 @@ def _until_training(federation: Federation, run: str, hit: Callable[[Federation]
     return _seconds(lambda: hit(federation), training)
 
 
-def _horse(federation: Federation) -> None:
+def _trainer(federation: Federation) -> None:
+    kill(federation.trainers("site-1")[0])
+
+
+def _fork_server(federation: Federation) -> None:
     kill(children_of(federation.worker_pid("site-1"))[0])
 
 
@@ -91,7 +96,7 @@ def _both(federation: Federation) -> None:
 
 
 def _until_pushed(federation: Federation, run: str) -> float:
-    fired = federation.arm("outbox.written", "kill-parent", "site-1_")
+    fired = federation.arm("outbox.written", "kill-worker", "site-1_")
     wait_for("an update in the outbox", fired.exists)
     number = federation.round_of(run)
 

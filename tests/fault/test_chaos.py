@@ -17,7 +17,7 @@ from fl_queue.coordinator.operations.verification import Verdict
 from fl_queue.protocol.records import RoundRecord
 from fl_queue.store import keyspace
 from tests.fault.chaos import checks
-from tests.fault.chaos.hits import Hit
+from tests.fault.chaos.hits import WORKING, Hit
 from tests.fault.chaos.plan import SENT, WEIGHTS, steps
 from tests.fault.chaos.run import print_outcome, run_chaos
 from tests.fault.chaos.watch import Sign, Training
@@ -207,8 +207,9 @@ def test_only_what_shows_the_victim_at_work_ends_a_recovery() -> None:
     answer = Sign("site-1", "answer", 14)
     assert recovered(killed("worker"), before, other, lease) is None
     assert recovered(killed("worker"), before, other, lease, new) == 3
-    assert recovered(killed("horse"), lease, new, answer) == 4
-    assert recovered(killed("horse", "pushing"), lease, new, answer) is None
+    for part in WORKING:
+        assert recovered(killed(part), lease, new, answer) == 4
+        assert recovered(killed(part, "pushing"), lease, new, answer) is None
     stopped = replace(killed("worker"), action="stop")
     assert recovered(stopped, lease) == 1
 

@@ -12,7 +12,7 @@ import pytest
 from fl_queue.coordinator.operations import controls, deletion
 from fl_queue.store import keyspace
 from fl_queue.store.embedded.redis_server import Role
-from tests.support.federation import Federation, children_of, kill, wait_for
+from tests.support.federation import Federation, kill, wait_for
 
 #: A cohort of all that are alive: it must not shrink to those whose lease is read first.
 ALL = ("run.rounds=4", "round.cohort=1.0", "train.epochs=3", "round.deadline_s=20")
@@ -193,9 +193,7 @@ def test_a_deleted_and_recreated_run_meets_no_ghost_of_the_old_one(federation: F
     _continue(federation.worker_pid("site-1"))
 
     undisturbed(federation, new, calm)
-    wait_for(
-        "the horse of the old run to end", lambda: not children_of(federation.worker_pid("site-1"))
-    )
+    wait_for("the job of the old run to end", lambda: not federation.at_work())
     # What was on its way is swept a little later.
     wait_for("the sweep", lambda: not federation.store.data.redis.keys(f"*{old}*"))
     assert federation.store.control.redis.keys(f"flq:*{old}*") == []

@@ -115,7 +115,7 @@ def leaving(federation: Federation, name: str, *overrides: str) -> tuple[str, se
     wait_for("processes", (deeds / "left").exists, 120)
     (deeds / "left").unlink()
     wait_for("all of them", lambda: len(sleepers(federation)) >= 4)
-    return run, sleepers(federation) | below(federation.worker_pid("site-1"))
+    return run, sleepers(federation)
 
 
 def all_gone(federation: Federation, pids: set[int]) -> bool:
@@ -146,6 +146,7 @@ def test_nothing_is_left_of_a_job_that_was_cancelled(
     run, pids = leaving(federation, "cancelled", *overrides)
     controls.cancel(federation.store, run)
     wait_for("all to end", lambda: all_gone(federation, pids))
+    wait_for("no job", lambda: not federation.at_work())
     (federation.folder / "deeds/wait").unlink()
     federation.free(run)
 
@@ -153,6 +154,8 @@ def test_nothing_is_left_of_a_job_that_was_cancelled(
 def test_nothing_is_left_of_a_job_whose_worker_was_killed(federation: Federation) -> None:
     run, pids = leaving(federation, "killed")
     worker = federation.worker_pid("site-1")
+    pids |= below(worker)
+    assert len(federation.trainers("site-1")) == 1
     kill(worker)
     wait_for("all to end", lambda: all_gone(federation, pids))
     (federation.folder / "deeds/wait").unlink()

@@ -21,8 +21,12 @@ from tests.support.federation import Federation, wait_for
 ROUND = ("run.rounds=1", "round.cohort=2", "train.epochs=1")
 #: What a client's job and its worker pass, in order.
 CLIENT = (
-    "job.popped", "client.started", "client.trained", "outbox.written", "chunks.pushed", "update.pushed",
+    "job.popped", "trainer.forked", "trainer.asked", "client.started", "client.trained", "outbox.written",
+    "trainer.answered", "trainer.tidied", "chunks.pushed", "update.pushed",
 )  # fmt: skip
+#: Those that the worker itself passes, and its fork server; all others are its trainer's.
+OF_WORKER = ("job.popped", "trainer.asked", "trainer.answered", "chunks.pushed", "update.pushed")
+OF_FORK_SERVER = ("trainer.forked",)
 AGGREGATOR = (
     "aggregator.claimed", "update.taken", "update.received", "update.refused", "refused.removed",
     "partial.stored", "partial.saved",
@@ -53,7 +57,8 @@ REDIS = [
 ]
 #: (point, action) of a client, an aggregator; what the suite leaves to `make test-slow` is marked.
 CLIENT_CASES = [(point, "kill") for point in CLIENT]
-CLIENT_CASES += [("client.trained", "kill-parent"), ("update.pushed", "kill-parent")]
+CLIENT_CASES += [("client.trained", "kill-worker"), ("outbox.written", "kill-worker")]
+CLIENT_CASES += [("client.started", "kill-parent"), ("outbox.written", "kill-parent")]
 CLIENT_CASES += [("outbox.written", "kill-supervisor")]
 AGGREGATOR_CASES = [(point, "kill") for point in AGGREGATOR] + [("update.received", "kill-parent")]
 #: What a run needs to pass a point at all: updates in chunks, a checkpoint after each of them.
@@ -72,8 +77,11 @@ def with_slow(
 ) -> list[Any]:
     """The quick cases, and all others marked as slow."""
     every = [(point, action) for point in points for action in actions]
-    # The worker itself reaches job.popped: what kills it is `kill`, and its parent is the supervisor.
-    slow = [case for case in every if case not in quick and case != ("job.popped", "kill-parent")]
+    # The worker itself reaches these: what kills it is `kill`, and its parent is the supervisor.
+    same = [(point, action) for point in OF_WORKER for action in ("kill-parent", "kill-worker")]
+    # The parent of a fork server is the worker.
+    same += [(point, "kill-parent") for point in OF_FORK_SERVER]
+    slow = [case for case in every if case not in quick and case not in same]
     return [*quick, *(pytest.param(*case, marks=pytest.mark.slow) for case in slow)]
 
 
@@ -105,7 +113,8 @@ def calm(federation: Federation) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("point", "action"), with_slow(CLIENT_CASES, CLIENT, ("kill", "kill-parent", "kill-supervisor"))
+    ("point", "action"),
+    with_slow(CLIENT_CASES, CLIENT, ("kill", "kill-parent", "kill-worker", "kill-supervisor")),
 )
 def test_a_client_killed_at(
     federation: Federation, calm: list[str], point: str, action: str
@@ -151,7 +160,7 @@ def test_an_aggregator_killed_at(
     ],
 )
 def test_an_evaluator_killed_at(federation: Federation, calm: list[str], point: str) -> None:
-    fired = federation.arm(point, "kill-parent", "evaluator-")
+    fired = federation.arm(point, "kill-worker", "evaluator-")
     run = federation.begin("points", *ROUND)
     wait_for(point, fired.exists)
 

@@ -294,14 +294,17 @@ def test_the_name_of_a_dead_worker_keeps_no_new_one_out(
     assert digests(federation, run) == calm
 
 
-def test_a_work_horse_does_not_outlive_its_worker(federation: Federation, begin: Begin) -> None:
+def test_a_training_process_does_not_outlive_its_worker(
+    federation: Federation, begin: Begin
+) -> None:
     epochs = 2 * EPOCHS  # An orphan would have seconds of training left.
     run = begin("run.rounds=1", f"train.epochs={epochs}")
     training(federation, run, "site-1")
     worker = federation.worker_pid("site-1")
-    horse = child_of(worker)
+    below = [child_of(worker), *federation.trainers("site-1")]
+    assert len(below) == 2
     kill(worker)
-    wait_for("the horse to end", lambda: not is_running(horse), 2)
+    wait_for("both to end", lambda: not any(map(is_running, below)), 2)
     state = federation.finish(run)
 
     assert state.state == "completed"

@@ -95,6 +95,19 @@ class Federation:
         """Pid of the RQ worker below a supervisor."""
         return child_of(self.processes[name].pid)
 
+    def trainers(self, name: str) -> list[int]:
+        """Pids of the training processes below a client's or evaluator's worker."""
+        return [pid for below in children_of(self.worker_pid(name)) for pid in children_of(below)]
+
+    def at_work(self) -> dict[str, str]:
+        """Client -> the job that its worker's lease names; nothing of idle ones."""
+        leases = self.store.control.workers.living()
+        return {
+            lease["client"]: lease["job"]
+            for lease in leases
+            if lease.get("client") and lease.get("job")
+        }
+
     def begin(self, name: str, *overrides: str) -> str:
         """Start a quick run; returns its run id."""
         loaded = loading.load("mnist-3v7", (*QUICK, *overrides))

@@ -45,11 +45,20 @@ class Arena(Federation):
     def open(self, name: str, part: str) -> tuple[list[int], int]:
         """Descriptors of the processes of a part, outermost first; and the worker's pid."""
         supervisor = self.processes[name].pid
-        chain = [(supervisor, os.getpid())]
-        while part != "supervisor" and len(chain) < 3 and (below := children(chain[-1][0])):
-            chain.append((below[0], chain[-1][0]))
-        worker = chain[1][0] if len(chain) > 1 else next(iter(children(supervisor)), 0)
-        wanted = {"supervisor": chain[:1], "worker": chain[1:2], "horse": chain[2:], "all": chain}
+        workers = _below([supervisor])
+        # Of an aggregator: its job's process, without one below it.
+        under_worker = _below([pid for pid, _ in workers])
+        trainers = _below([pid for pid, _ in under_worker])
+        top = [(supervisor, os.getpid())]
+        worker = workers[0][0] if workers else 0
+        wanted = {
+            "supervisor": top,
+            "worker": workers,
+            "horse": under_worker,
+            "fork server": under_worker,
+            "trainer": trainers,
+            "all": [*top, *workers, *under_worker, *trainers],
+        }
         opened = (open_child(*one) for one in wanted[part])
         return [descriptor for descriptor in opened if descriptor is not None], worker
 
@@ -76,3 +85,8 @@ class Arena(Federation):
         """Of a run on the data server."""
         versions = self.store.control.versions.all(run)
         return checks.data_leftovers(self.store.data.redis, run, versions)
+
+
+def _below(parents: list[int]) -> list[tuple[int, int]]:
+    """(pid, pid of its parent) of the children of processes."""
+    return [(child, parent) for parent in parents for child in children(parent)]

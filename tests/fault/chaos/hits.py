@@ -5,7 +5,7 @@ A hit is over when the walk has done its part: at the kill, at SIGCONT, or when 
 answers. Its recovery time runs from there to the first sign that the role works again:
 
 client, evaluator   a job begun or answered, or the lease of a new worker (after a stop: or of the
-                    stopped one, extended); of a work-horse only the work counts, and an answer
+                    stopped one, extended); of a job's process only the work counts, and an answer
                     only of one that was not pushing when it was hit
 aggregator          a receipt or the end of a round, or a lease likewise
 aggregator's supervisor   the healer's lease, taken or extended
@@ -26,6 +26,9 @@ from pathlib import Path
 from rich.table import Table
 
 from tests.fault.chaos.watch import Sign
+
+#: Parts in which a job is at work; they have no lease.
+WORKING = ("horse", "trainer", "fork server")
 
 
 @dataclass
@@ -75,7 +78,7 @@ class Hit:
             return self.moment != "pushing"
         if sign.how == "work" or self.who in ("healer", "control"):
             return True
-        if self.part == "horse":
+        if self.part in WORKING:
             return False
         return sign.how == "new lease" or (self.action == "stop" and sign.pid == self.pid)
 

@@ -12,9 +12,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 #: (role, part) -> how often it is hit, relative to the others. ``all`` is a whole machine that
-#: freezes: supervisor, worker and work-horse.
+#: freezes: supervisor, worker and all below it.
 WEIGHTS = {
-    ("client", "horse"): 4.0,
+    ("client", "trainer"): 4.0,
+    ("client", "fork server"): 2.0,
     ("client", "worker"): 3.0,
     ("client", "supervisor"): 2.0,
     ("client", "all"): 1.5,
@@ -22,7 +23,8 @@ WEIGHTS = {
     ("aggregator", "worker"): 2.0,
     ("aggregator", "supervisor"): 1.5,
     ("aggregator", "all"): 2.0,
-    ("evaluator", "horse"): 1.0,
+    ("evaluator", "trainer"): 1.0,
+    ("evaluator", "fork server"): 0.5,
     ("evaluator", "worker"): 1.0,
     ("evaluator", "supervisor"): 0.7,
     ("console", "process"): 1.5,

@@ -172,8 +172,9 @@ class Walk:
             self._fail(f"never recovered: {hit.describe()}")
 
     def _unrecovered(self) -> list[Hit]:
-        # A work-horse shows itself by work only, and there is none left: the run has ended.
-        return [hit for hit in self.outcome.hits if hit.waiting and hit.part != "horse"]
+        # A job's process shows itself by work only, and there is none left: the run has ended.
+        waiting = [hit for hit in self.outcome.hits if hit.waiting]
+        return [hit for hit in waiting if hit.part not in hits.WORKING]
 
     # Hitting
 
@@ -214,7 +215,7 @@ class Walk:
             self.outcome.missed += 1
             return
         moment = self.watch.moment(step.role, name)
-        if step.part != "horse" and worker not in self.watch.holders:
+        if step.part not in hits.WORKING and worker not in self.watch.holders:
             moment = "starting"
         who = name if step.role == "client" else step.role
         if (step.role, step.part) == ("aggregator", "supervisor"):

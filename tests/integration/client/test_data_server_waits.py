@@ -18,6 +18,7 @@ from fl_queue.reporting import diagnosis, run_status
 from fl_queue.reporting.diagnosis import DiagnosisContext
 from fl_queue.store import DATA_WAIT, Store, keyspace
 from tests.support.federation import wait_for
+from tests.support.in_process import computed_here  # noqa: F401
 from tests.support.manual_run import ManualRun
 from workers import client as worker
 

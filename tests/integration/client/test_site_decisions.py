@@ -18,6 +18,7 @@ from fl_queue.protocol.records import Enrolment, RoundRecord
 from fl_queue.store import PAUSED, Store, keyspace
 from tests.support import commands
 from tests.support.federation import Federation, wait_for
+from tests.support.in_process import computed_here  # noqa: F401
 from tests.support.manual_run import ManualRun
 from workers import client as worker
 

@@ -14,7 +14,7 @@ import pytest
 from fl_queue.store import keyspace
 from tests.support import commands
 from tests.support.commands import CommandResult
-from tests.support.federation import Federation, children_of, wait_for
+from tests.support.federation import Federation, wait_for
 
 #: Trains until it is stopped.
 ENDLESS = ("train.epochs=1000000", "round.cohort=2", "round.deadline_s=600")
@@ -24,13 +24,6 @@ def fl_queue(federation: Federation, *arguments: str) -> CommandResult:
     """A command of the operator, with nothing on its standard input."""
     where = ["--state-dir", str(federation.redis.state_dir)]
     return commands.fl_queue(*arguments, *where, environment=os.environ)
-
-
-def horses(federation: Federation) -> list[int]:
-    """Pids of the clients' work-horses."""
-    return [
-        pid for client in federation.clients for pid in children_of(federation.worker_pid(client))
-    ]
 
 
 def keys_of(federation: Federation, run: str) -> set[str]:
@@ -46,7 +39,7 @@ def test_status_shows_why_a_round_is_open_and_cancel_stops_it_for_good(
     federation: Federation,
 ) -> None:
     run = federation.begin("endless", *ENDLESS)
-    wait_for("training", lambda: len(horses(federation)) == 2 and federation.trained(run) == 2)
+    wait_for("training", lambda: len(federation.at_work()) == 2 and federation.trained(run) == 2)
 
     shown = fl_queue(federation, "status", "endless").stdout
     assert "0 of 2 updates in; needs 2 (round.quorum)" in shown
@@ -57,7 +50,7 @@ def test_status_shows_why_a_round_is_open_and_cancel_stops_it_for_good(
     done = fl_queue(federation, "cancel", "endless")
     assert done.returncode == 0, done.stderr
     assert "cancelled at version 0" in done.stdout
-    wait_for("the horses to end", lambda: not horses(federation), 10)
+    wait_for("their jobs to end", lambda: not federation.at_work(), 10)
     record = federation.store.control.history.records(run)[-1]
     assert (record.outcome, record.missing) == ("cancelled", federation.clients)
     assert "cancelled already" in fl_queue(federation, "cancel", "endless").stderr
@@ -78,7 +71,7 @@ def test_status_shows_why_a_round_is_open_and_cancel_stops_it_for_good(
     assert "Delete run endless" in asked.stderr
     assert federation.store.control.runs.id_of("endless") == run
     assert fl_queue(federation, "delete", "endless", "--yes").returncode == 0
-    wait_for("its last horses to end", lambda: not horses(federation), 10)
+    wait_for("its last jobs to end", lambda: not federation.at_work(), 10)
     wait_for("no key of it", lambda: not keys_of(federation, run), 45)
     assert not list((federation.redis.state_dir / "checkpoints").glob(f"{run}*"))
 

@@ -11,7 +11,7 @@ from fl_queue.coordinator.rounds import runs
 from fl_queue.reporting import rounds_table
 from fl_queue.store import keyspace
 from tests.support.checkout import ROOT
-from tests.support.federation import Federation, child_of, kill, wait_for
+from tests.support.federation import Federation, kill, wait_for
 
 EVALUATOR = False
 CLIENTS = 3
@@ -120,8 +120,7 @@ def test_without_a_majority_the_run_waits_until_a_site_is_mended(federation: Fed
 def test_a_worker_killed_while_it_looks_costs_no_client_its_place(federation: Federation) -> None:
     sites_are(federation, site_2={"slow_s": 1.0})
     run = federation.begin("killed", *ONE)
-    horse = wait_for("its job", lambda: _horse(federation, "site-2", run))
-    kill(horse)
+    kill(wait_for("its job", lambda: _trainer(federation, "site-2", run)))
     assert federation.finish(run).state == "completed"
     assert all(cohort == federation.clients for cohort in cohorts(federation, run))
     assert events(federation, run, "site_differs") == []
@@ -136,13 +135,13 @@ def _asked(federation: Federation, run: str) -> int:
     return int(json.loads(raw)["ticket"]["attempt"])
 
 
-def _horse(federation: Federation, client: str, run: str) -> int:
+def _trainer(federation: Federation, client: str, run: str) -> int:
     """Pid of the process that answers the question, once it has begun."""
     raw = federation.store.control.runs.site_reports(run).get(client)
     ticket = json.loads(raw)["ticket"] if raw else {}
     if federation.store.control.redis.hget(f"rq:job:{ticket.get('job')}", "status") != b"started":
         return 0
-    return child_of(federation.worker_pid(client))
+    return next(iter(federation.trainers(client)), 0)
 
 
 def test_warned_of_only_and_a_site_that_cannot_report(federation: Federation) -> None:

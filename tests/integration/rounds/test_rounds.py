@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
@@ -21,7 +20,7 @@ from fl_queue.protocol.header import Header
 from fl_queue.store import keyspace
 from fl_queue.store.embedded.server_pair import EmbeddedRedis
 from tests.support.checkout import ROOT
-from tests.support.federation import Federation, kill, wait_for
+from tests.support.federation import Federation, child_of, kill, wait_for
 from tests.support.key_rows import rows_of
 
 CLIENTS = 3
@@ -116,17 +115,17 @@ def test_starting_again_continues_from_the_newest_version(
 
 
 @pytest.mark.parametrize(
-    "victim", ["horse", "client", "client supervisor", "aggregator", "evaluator"]
+    "victim", ["trainer", "fork server", "client", "client supervisor", "aggregator", "evaluator"]
 )
 def test_a_killed_process_changes_no_bit(
     federation: Federation, calm: list[str], victim: str
 ) -> None:
     run = federation.begin("same")
     federation.reach(run, 2)
-    if victim == "horse":
-        worker = federation.worker_pid("site-1")
-        children = Path(f"/proc/{worker}/task/{worker}/children")
-        kill(int(wait_for("a work-horse", lambda: children.read_text().split())[0]))
+    if victim == "trainer":
+        kill(wait_for("a training process", lambda: federation.trainers("site-1"))[0])
+    elif victim == "fork server":
+        kill(child_of(federation.worker_pid("site-1")))
     elif victim == "client supervisor":
         federation.processes["site-2"].kill()
         federation.processes["site-2"].wait()

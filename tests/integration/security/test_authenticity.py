@@ -45,6 +45,7 @@ from fl_queue.store.credentials import Credentials
 from fl_queue.store.jobs import dispatch
 from fl_queue.store.jobs.dispatch import JobTicket
 from tests.support.backup_files import rewrite_backup
+from tests.support.in_process import computed_here  # noqa: F401
 from workers import client
 
 QUICK = ("run.rounds=3", "round.cohort=2", "train.epochs=1", "data.train_per_class=[9, 9]")

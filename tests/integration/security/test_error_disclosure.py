@@ -39,6 +39,7 @@ from fl_queue.web.event_feed import Feed
 from tests.support.checkout import ROOT
 from tests.support.federation import wait_for
 from tests.support.images import save_image
+from tests.support.in_process import computed_here  # noqa: F401
 from tests.support.manual_run import ManualRun
 from workers import client as worker
 from workers import evaluator

@@ -25,7 +25,7 @@ from fl_queue.coordinator.rounds import lifecycle, runs
 from fl_queue.errors import StoreUnavailable
 from fl_queue.protocol import operator_key
 from fl_queue.store import Store, credentials
-from tests.support.federation import QUICK, end_processes, wait_for
+from tests.support.federation import QUICK, child_of, children_of, end_processes, wait_for
 from tests.support.tls_servers import Authority, Pair, TLSServer, tls_servers, url
 
 #: Recognisable wherever it turns up.
@@ -126,6 +126,17 @@ class Parties:
             if secret.encode() in text
         ]
 
+    def environments_of_trainers(self) -> dict[str, bytes]:
+        """What own code of a task can read: the environments of the processes below the sites' workers."""
+        found = {}
+        for site in SITES:
+            fork_server = child_of(child_of(self.processes[site].pid))
+            for pid in (fork_server, *children_of(fork_server)):
+                found[f"{pid}/environ"] = _read(Path(f"/proc/{pid}/environ"))
+            assert b"FLQ_SITE_CLIENT=" in found[f"{fork_server}/environ"]
+            assert bytes(self.file(site)) not in found[f"{fork_server}/environ"]
+        return found
+
     def traces(self, run: str) -> dict[str, bytes]:
         """All that the run and its processes have left, and the output of the commands about it."""
         found = {
@@ -177,6 +188,7 @@ def test_a_run_with_everything_on(parties: Parties) -> None:
         parties.store.data.results.push(run, b"FLQS\x06site-1" + bytes(64) + b"FLQ1" + bytes(8))
     processes = [Path(f"/proc/{name}") for name in os.listdir("/proc") if name.isdigit()]
     seen = {f"{path}/cmdline": _read(path / "cmdline") for path in processes}
+    seen |= parties.environments_of_trainers()
     parties.reach(run, 2)
     parties.control.kill()
     parties.control.start()

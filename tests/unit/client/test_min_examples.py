@@ -21,6 +21,7 @@ from fl_queue.experiments import launching
 from fl_queue.metrics import finish
 from fl_queue.store import Store
 from fl_queue.tasks import calls
+from tests.support.in_process import computed_here  # noqa: F401
 from tests.support.manual_run import ManualRun
 from tests.support.site_jobs import SiteJob
 from workers import client as worker_client

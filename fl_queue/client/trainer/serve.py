@@ -1,0 +1,150 @@
+"""
+A trainer's loop: read a request, handle it, answer, tidy up, report that it is idle.
+
+A trainer goes on only after a job that ended with an answer and left nothing behind that the next one could see.
+Everything else ends the process: a fresh one is cheap. The handler brings torch; this module does not.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any, Protocol
+
+from fl_queue.client.trainer.protocol import Channel, Message
+from fl_queue.common import failpoints, processes
+from fl_queue.common.offspring import Offspring, helpers
+from fl_queue.errors import MessageError
+
+log = logging.getLogger(__name__)
+
+#: Exit status of a trainer that another one is to follow: nothing went wrong.
+EXIT_FRESH = 75
+_SMAPS = Path("/proc/self/smaps_rollup")
+#: What ``torch.optim`` and ``torch.compile`` import on first use: nine hundred modules, two seconds.
+COMPILER = "torch._dynamo"
+
+
+@dataclass(frozen=True)
+class Reply:
+    """
+    A handler's answer to a request.
+
+    Args:
+        body: Plain values, for the worker.
+        is_last: Whether the process must end now: an error may have left anything in it.
+    """
+
+    body: dict[str, Any]
+    is_last: bool = False
+
+
+class Handler(Protocol):
+    """The work of a trainer."""
+
+    def handle(self, body: dict[str, Any], report: Callable[[dict[str, Any]], None]) -> Reply:
+        """Answer a request. Args: ``report``: sends progress meanwhile."""
+
+    def tidy(self) -> list[str]:
+        """Clean up after the answer. Returns what the job has changed that a next one could see."""
+
+    def end_round(self) -> None:
+        """Have the job at work end soon, as its round has ended; called by a signal handler."""
+
+
+def begin(parent: int) -> None:
+    """
+    Make a forked process a trainer: it ends with its parent.
+
+    Orphans of a job become children of the worker, which reaps them while the job goes on: here, nothing could
+    distinguish them from children whose exit status the task waits for.
+
+    Args:
+        parent: Pid of the fork server.
+    """
+    processes.die_with_parent(parent)
+
+
+def serve(connection: socket.socket, handler: Handler) -> int:
+    """
+    Serve the requests of one worker until its socket is closed, or a job has left something behind.
+
+    Returns:
+        Exit status of the process.
+    """
+    channel, offspring = Channel(connection), Offspring(adopt=False)
+
+    def on_signal(signum: int, frame: FrameType | None) -> None:
+        handler.end_round()
+
+    signal.signal(signal.SIGUSR1, on_signal)
+    jobs = 0
+    try:
+        while (request := channel.receive()) is not None:
+            jobs += 1
+            reply = _handled(channel, handler, request)
+            _flush()
+            channel.send(Message("answer", request.id, reply.body))
+            ended = offspring.end(helpers())
+            if ended:
+                log.info("job %s left %d processes behind: ended", request.id, ended)
+            failpoints.failpoint("trainer.tidied")
+            if reply.is_last:
+                return EXIT_FRESH
+            changed = handler.tidy()
+            for what in changed:
+                log.info("%s changed in a job; a fresh process next time", what)
+            _flush()
+            channel.send(Message("idle", request.id, _idle(jobs, changed)))
+            if changed:
+                return EXIT_FRESH
+    except (BrokenPipeError, ConnectionResetError):
+        pass  # The worker has ended, and nothing of this process is wanted any more.
+    except MessageError as exc:
+        log.error("a request that cannot be used: %s", exc)
+        return 1
+    return 0
+
+
+def _handled(channel: Channel, handler: Handler, request: Message) -> Reply:
+    if request.kind != "request":
+        raise MessageError(f"a message of the kind {request.kind} in place of a request")
+
+    def report(body: dict[str, Any]) -> None:
+        _flush()
+        channel.send(Message("progress", request.id, body))
+
+    return handler.handle(request.body, report)
+
+
+def _idle(jobs: int, changed: list[str]) -> dict[str, Any]:
+    return {
+        "jobs": jobs,
+        "private_bytes": private_bytes(),
+        "changed": changed,
+        "has_compiler": COMPILER in sys.modules,
+    }
+
+
+def private_bytes(smaps: Path = _SMAPS) -> int:
+    """Memory of this process that no other shares, bytes; 0 where the kernel does not report it."""
+    found = 0
+    with suppress(OSError):
+        for line in smaps.read_text().splitlines():
+            if line.startswith(("Private_Clean:", "Private_Dirty:", "Private_Hugetlb:")):
+                found += int(line.split()[1]) * 1024
+    return found
+
+
+def _flush() -> None:
+    # What a task prints is in the log before the worker acts on the message that follows.
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            stream.flush()
