@@ -47,12 +47,12 @@ class TrainerHandler:
         except BaseException as exc:
             log.exception("run=%s client=%s failed", request.run, request.client)
             answer = Answer(outcome="lost", failure=failure_of(exc))
-        # Nothing compares yet what a job has changed, so each has a process of its own.
-        return Reply(answer.to_dict(), is_last=True)
+        # After an error nothing is certain of what is in this process.
+        return Reply(answer.to_dict(), is_last=answer.outcome in ("failed", "lost"))
 
     def tidy(self) -> list[str]:
         """What the job has changed that a next one could see."""
-        return []
+        return self._resident.tidy()
 
     def end_round(self) -> None:
         """Have the training end at its next batch."""

@@ -164,10 +164,12 @@ trainer_options = collect(
     ),
     click.option(
         "--trainer-jobs",
-        default=0,
+        default=1,
+        show_default=True,
         type=click.IntRange(min=0),
-        help="End a training process after this many jobs; 1: a fresh one for each job, as for a task "
-        "that must not keep anything. Default: when it is not needed any more.",
+        help="End a training process after this many jobs; 0: when it is not needed any more. One that stays "
+        "keeps its task and data from round to round, until files of --data change or a job has changed what "
+        "the next one could see.",
     ),
     click.option(
         "--trainer-bytes",
