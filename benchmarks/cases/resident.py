@@ -27,7 +27,6 @@ ROUNDS = 6
 LOOK_S = 0.005
 HEAD = (
     "rows x columns", "training processes", "first round s", "later round s", "training alone s", "ratio",
-    "jobs of one process",
 )  # fmt: skip
 
 
@@ -86,7 +85,6 @@ def row(data: Path, rows: int, trainer_jobs: int) -> list[str]:
         timings = federation.finish_all(run)
     trained = [receipt for (number, _), receipt in seen.items() if number > 1 and receipt.train_s]
     alone = [receipt.train_s for receipt in trained]
-    jobs = [int(receipt.environment.get("trainer_job", 0)) for receipt in trained]
     later = [timing.period for timing in timings[1:]]
     return [
         f"{rows} x {COLUMNS}",
@@ -95,7 +93,6 @@ def row(data: Path, rows: int, trainer_jobs: int) -> list[str]:
         spread(later, 2),
         spread(alone, 2),
         f"{median(later) / median(alone):.1f}",
-        f"{min(jobs)}-{max(jobs)}",
     ]
 
 
