@@ -441,7 +441,7 @@ def commands(secret: Secret, run: str) -> Iterator[str]:
         f"inspect {run}",
     ):
         done = CliRunner().invoke(cli, [*command.split(), "--json"], env=environment)
-        yield done.output + done.stderr
+        yield done.output
     assert done.output
 
 

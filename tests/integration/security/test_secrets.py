@@ -105,7 +105,7 @@ def test_no_command_shows_the_password(kind: str, command: str, tmp_path: Path) 
     environment = {"FLQ_REDIS_URL": url, "FLQ_REDIS_BLOB_URL": url, "FLQ_STATE_DIR": str(tmp_path)}
     done = CliRunner().invoke(cli, command.split(), env=environment)
 
-    shown = done.output + done.stderr + repr(done.exception)
+    shown = done.output + repr(done.exception)
     assert SECRET not in shown
     assert isinstance(done.exception, (FLQueueError, type(None), SystemExit))
 

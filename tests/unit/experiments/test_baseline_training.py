@@ -261,4 +261,4 @@ def test_the_command_writes_table_and_file(tmp_path: Path, local: Baseline) -> N
     spread = found.summary("accuracy")
     assert spread is not None
     assert f"accuracy {spread.words()}" in done.stdout
-    assert f"1 of 2: {found.models[0].client}, round 2: accuracy" in done.stderr
+    assert f"1 of 2: {found.models[0].client}, round 2: accuracy" in done.output
