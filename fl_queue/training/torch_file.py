@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import json
 import pickle
+import struct
 import sys
+import tarfile
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -35,6 +37,24 @@ _NAMES = {
 }
 #: Where training scripts keep the table of tensors, beside an optimizer's state and the like.
 TABLES = ("state_dict", "model_state_dict", "model")
+
+
+#: Errors of reading a damaged file; torch documents none of them.
+DAMAGED = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    EOFError,
+    ImportError,
+    LookupError,
+    MemoryError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    struct.error,
+    tarfile.TarError,
+)
 
 
 class Unreadable(Exception):
@@ -67,8 +87,7 @@ def _load(path: Path) -> object:
             return _load_tensors(path)
     except pickle.UnpicklingError as exc:
         raise Unreadable("holds code, and only tensors are read") from exc
-    # What a damaged file raises is not documented.
-    except Exception as exc:
+    except DAMAGED as exc:
         if "TorchScript" in str(exc):
             raise Unreadable("holds code, and only tensors are read") from exc
         raise Unreadable("is not a readable torch file; save model.state_dict() again") from exc
