@@ -76,7 +76,7 @@ class Option:
             raise ConfigError(name, f"{number:g} is too large; it must be at most {self.high:g}")
 
 
-class Table(Mapping[str, Any]):
+class OptionTable(Mapping[str, Any]):
     """
     A read-only table of a config, for a field whose keys depend on another field.
 
@@ -100,12 +100,12 @@ class Table(Mapping[str, Any]):
         return hash(frozenset(self._items))
 
     def __repr__(self) -> str:
-        return f"Table({self._items!r})"
+        return f"OptionTable({self._items!r})"
 
 
 def _frozen(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return Table(value)
+        return OptionTable(value)
     return tuple(map(_frozen, value)) if isinstance(value, list | tuple) else value
 
 
@@ -218,12 +218,12 @@ def _floats(name: str, value: Any) -> tuple[float, ...]:
     return tuple(_float(name, item) for item in value)
 
 
-def _table(name: str, value: Any) -> Table:
+def _table(name: str, value: Any) -> OptionTable:
     if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
         raise _wrong(name, value, "a table such as { betas = [0.9, 0.95] }")
     for key, item in value.items():
         check_travels(f"{name}.{key}", item)
-    return Table(value)
+    return OptionTable(value)
 
 
 _PARSERS: dict[str, Callable[[str, Any], Any]] = {

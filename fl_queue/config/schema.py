@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from fl_queue.common.options import Table
+from fl_queue.common.options import OptionTable
 from fl_queue.common.spelling import nearest
 from fl_queue.config.data_section import DataSection
 from fl_queue.config.optimizer_catalog import OPTIMIZERS, no_decay_problem, optimizer_problem
@@ -256,8 +256,8 @@ class TrainSection(Section):
         check=optimizer_problem,
         use=NEWER,
     )
-    optimizer_options: Table = option(
-        Table(),
+    optimizer_options: OptionTable = option(
+        OptionTable(),
         "options of the optimizer, such as { betas = [0.9, 0.95] }; docs/reference/config.md lists them",
         use=NEWER,
     )

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, fields
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeVar, get_args, get_type_hints
 
-from fl_queue.common.options import Check, Option, Table, as_plain, unknown_key
+from fl_queue.common.options import Check, Option, OptionTable, as_plain, unknown_key
 
 #: A count as a whole number, or a fraction in (0, 1] with a decimal point.
 Share = int | float
@@ -28,7 +28,7 @@ _KINDS: Mapping[Any, str] = {
     str: "str",
     Share: "share",
     Rate: "rate",
-    Table: "table",
+    OptionTable: "table",
     tuple[int, ...]: "ints",
     tuple[str, ...]: "strs",
 }

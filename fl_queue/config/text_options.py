@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from fl_queue.common import data_folder
-from fl_queue.common.options import Option, Table
+from fl_queue.common.options import Option, OptionTable
 from fl_queue.errors import ConfigError
 
 
@@ -35,7 +35,7 @@ _MODEL = {
     ),
     "architecture_options": Option(
         "table",
-        Table(),
+        OptionTable(),
         "fields of the architecture's config, such as { hidden_size = 64 }",
     ),
     "dtype": Option(
