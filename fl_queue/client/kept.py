@@ -163,8 +163,19 @@ _UNKNOWN = "\0"
 
 
 def _named(task: Task, context: ClientContext) -> tuple[str, ...] | None:
+    """What the task names; None: nothing, or its data are read by a class derived from that which names files."""
+    if any(
+        _level(task, "depends_on") > _level(task, name) for name in ("client_data", "test_data")
+    ):
+        return None
     found: Iterable[Path] | None = task.depends_on(context)
     return None if found is None else tuple(str(path) for path in found)
+
+
+def _level(task: Task, method: str) -> int:
+    """How far above the task the class is that defines a method; the task itself may, too."""
+    owners = (task, *type(task).__mro__)
+    return next(level for level, owner in enumerate(owners) if method in vars(owner))
 
 
 def _folder(context: ClientContext) -> tuple[str, ...]:

@@ -64,6 +64,12 @@ def checked(folder: str | Path, path: Path, field: str = "") -> Path:
     return path
 
 
+def named(folder: str | Path, *names: str) -> list[Path]:
+    """The paths of what a config names in a site's data folder; those are left out that ``inside`` refuses."""
+    paths = [Path(folder) / name for name in names if not problem(name)]
+    return [path for path in paths if not leaves(folder, path)]
+
+
 def leaves(folder: str | Path, path: str | Path) -> bool:
     """Whether a path below a folder is elsewhere once its links are followed."""
     home, found = os.path.realpath(folder), os.path.realpath(path)

@@ -225,19 +225,3 @@ class Answer(_Message):
         field(default_factory=dict)
     )
     failure: Failure | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Idle(_Message):
-    """
-    State of a trainer after a job, when it is tidied.
-
-    Args:
-        jobs: How many it has done.
-        private_bytes: Memory that it shares with no other process.
-        changed: What the job has changed that a later one could see; not empty: the trainer ends.
-    """
-
-    jobs: Size
-    private_bytes: Size = 0
-    changed: tuple[Annotated[str, Length(MAX_TEXT)], ...] = ()

@@ -147,7 +147,9 @@ class Task(ABC):
         Files and folders that ``client_data`` and ``test_data`` read; they are read again when one has changed.
 
         None: all of the data folder, and the files that are opened meanwhile. Name those outside the folder that
-        libraries in C or Rust open (parquet, HDF5, safetensors).
+        libraries in C or Rust open (parquet, HDF5, safetensors). The built-in tasks for idx, csv and image folders
+        name their files. What a class names counts for its own ``client_data`` and ``test_data``, and not for
+        those of a class derived from it.
         """
         return None
 

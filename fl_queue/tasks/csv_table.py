@@ -9,7 +9,7 @@ with its own and sends them as buffers, whose weighted mean is that of all rows.
 from __future__ import annotations
 
 import csv
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from itertools import islice, pairwise
 from pathlib import Path
 
@@ -82,6 +82,11 @@ class CsvTask(Task):
         return ClientData(
             _dataset(rows[train], labels[train]), _dataset(rows[validation], labels[validation])
         )
+
+    def depends_on(self, context: ClientContext) -> Iterable[Path]:
+        """``task.file`` and ``task.test_file``."""
+        names = (self.options["file"], self.options["test_file"])
+        return data_folder.named(context.data_dir, *names) if context.data_dir else ()
 
     def describe(self, data: ClientData) -> dict[str, list[str]]:
         """Return the classes and the columns in the model's order."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +133,10 @@ class ImageFolderTask(Task):
             unused,
             listing.fixed(unused, survey.KINDS),
         )
+
+    def depends_on(self, context: ClientContext) -> Iterable[Path]:
+        """``train`` and ``test``, with all that lies in them."""
+        return data_folder.named(context.data_dir, "train", "test") if context.data_dir else ()
 
     def check_data(self, data: ClientData) -> Mapping[str, int]:
         """

@@ -8,6 +8,7 @@ disk; the full set is downloaded when its folder lacks it.
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -63,6 +64,16 @@ class Digits(Task):
             self._dataset(skew.apply(_pixels(images[validation]), validation), labels[validation]),
         )
 
+    def depends_on(self, context: ClientContext) -> Iterable[Path]:
+        """The four files, at each place where they are looked for."""
+        folder = self._folder(context.data_dir)
+        return [
+            path
+            for part in ("train", "t10k")
+            for name in _names(part)
+            for path in _places(folder, name)
+        ]
+
     def test_data(self, data_dir: str) -> Samples:
         """
         All test images of the task's digits.
@@ -97,14 +108,15 @@ class Digits(Task):
 
     def _read(self, data_dir: str, part: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
         """Images (N, 28, 28) and digits (N,) of ``train`` or ``t10k``, read-only."""
-        folder = _EXCERPT
-        if self.config.data.source == "full":
-            folder = _full_folder(data_dir)
+        folder = self._folder(data_dir)
         files = _files(folder, part)
         if data_dir and folder != _EXCERPT:
             for file in files:
                 data_folder.checked(data_dir, file)
         return _read(*files, tuple(map(_stamp, files)), self.digits)
+
+    def _folder(self, data_dir: str) -> Path:
+        return _full_folder(data_dir) if self.config.data.source == "full" else _EXCERPT
 
     def _dataset(self, pixels: Tensor, labels: NDArray[np.int64]) -> TensorDataset:
         target = self.target_of(labels.copy())
@@ -253,7 +265,7 @@ def _full_folder(data_dir: str) -> Path:
 
 def _files(folder: Path, part: str) -> tuple[Path, Path]:
     """Paths of images and labels of ``train`` or ``t10k``, downloaded first if need be."""
-    names = (f"{part}-images-idx3-ubyte", f"{part}-labels-idx1-ubyte")
+    names = _names(part)
     found = [_find(folder, name) for name in names]
     if None in found:
         _download(folder)
@@ -267,11 +279,20 @@ def _files(folder: Path, part: str) -> tuple[Path, Path]:
     return images, labels
 
 
+def _names(part: str) -> tuple[str, str]:
+    """Names of the files of images and labels."""
+    return f"{part}-images-idx3-ubyte", f"{part}-labels-idx1-ubyte"
+
+
 def _find(folder: Path, name: str) -> Path | None:
+    return next((path for path in _places(folder, name) if path.is_file()), None)
+
+
+def _places(folder: Path, name: str) -> Iterator[Path]:
+    """Where a file may be, the first first."""
     # MNIST/raw is where torchvision keeps them.
-    places = (folder, folder / "MNIST" / "raw")
-    candidates = (place / file for place in places for file in (name, f"{name}.gz"))
-    return next((path for path in candidates if path.is_file()), None)
+    for place in (folder, folder / "MNIST" / "raw"):
+        yield from (place / file for file in (name, f"{name}.gz"))
 
 
 def _download(folder: Path) -> None:

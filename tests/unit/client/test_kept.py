@@ -10,7 +10,7 @@ import json
 import os
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -24,10 +24,13 @@ from fl_queue.client import kept, marks
 from fl_queue.client.asking import Ask, Report
 from fl_queue.client.resident import Resident
 from fl_queue.client.site import WorkerSettings
+from fl_queue.client.site_task import context_of
 from fl_queue.config.run_config import RunConfig
+from fl_queue.data.idx import encode_idx
 from fl_queue.errors import DataError
 from fl_queue.protocol.trainer_messages import Answer, Call, Request
 from fl_queue.tasks import fingerprint
+from tests.support.images import save_image
 from tests.support.site_rounds import SiteRounds, settings_of
 
 OWN = '''
@@ -146,7 +149,9 @@ def site_of(folder: Path, name: str) -> WorkerSettings:
     if not (data / "train.csv").exists():
         (data / "train.csv").write_text(TABLE)
         (data / "test.csv").write_text(TABLE)
-    return settings_of(folder / name, data_dir=str(data), allow=("kept_own:*", "csv", "mnist"))
+    return settings_of(
+        folder / name, data_dir=str(data), allow=("kept_own:*", "csv", "mnist", "image-folder")
+    )
 
 
 def config_of(raw: dict[str, Any]) -> RunConfig:
@@ -254,6 +259,79 @@ def test_data_are_read_once_and_again_when_something_that_they_depend_on_has_cha
     assert len(reads) == 3
 
 
+def test_a_log_or_the_state_in_the_data_folder_does_not_have_a_table_read_again(
+    tmp_path: Path,
+) -> None:
+    site = site_of(tmp_path, "data/state")
+    data, one = Path(site.data_dir), Resident(site)
+    rounds = SiteRounds(site, config_of(CSV), one.handle)
+    rounds.initialise()
+    rounds.train(1)
+    [first] = one._kept._data.values()
+    (data / "worker.log").write_text("round 1 is done")
+
+    rounds.train(2)
+    assert [*one._kept._data.values()] == [first]
+
+    (data / "train.csv").write_text(TABLE.replace("60.5", "75.5"))
+    rounds.train(3)
+    [changed] = one._kept._data.values()
+    assert changed.found is not first.found
+
+
+def _digits(data: Path) -> Path:
+    for part in ("train", "t10k"):
+        labels = np.tile(np.array([3, 7], np.uint8), 20)
+        images = np.zeros((40, 28, 28), np.uint8)
+        (data / f"{part}-images-idx3-ubyte").write_bytes(encode_idx(images))
+        (data / f"{part}-labels-idx1-ubyte").write_bytes(encode_idx(labels))
+    return data / "train-labels-idx1-ubyte"
+
+
+def _images(data: Path) -> Path:
+    for number in range(16):
+        save_image(data / "train" / "ab"[number % 2] / f"{number}.png", (number, 0, 0))
+    return data / "train" / "a" / "more.png"
+
+
+FILES: dict[str, tuple[dict[str, Any], Callable[[Path], Path]]] = {
+    "csv": (CSV, lambda data: data / "train.csv"),
+    "idx": (
+        {"run": {"task": "mnist-3v7"}, "data": {"source": "full", "partition": "site"}},
+        _digits,
+    ),
+    "images": ({"run": {"task": "image-folder"}, "data": {"partition": "site"}}, _images),
+}
+
+
+@pytest.mark.parametrize("case", FILES)
+@pytest.mark.parametrize("derived", [False, True])
+def test_a_built_in_task_depends_on_the_files_that_it_reads_alone(
+    tmp_path: Path, case: str, derived: bool
+) -> None:
+    raw, made = FILES[case]
+    site, config = site_of(tmp_path, "state"), config_of(raw)
+    changing, log = made(Path(site.data_dir)), Path(site.data_dir) / "worker.log"
+    holder = kept.Kept(site)
+    asked = SiteRounds(site, config, fresh(site)).request(Call.train, 1)
+    task = holder.task(asked, config)
+    if derived:
+        # A class that reads by itself may read other files than the one from which it is derived.
+        own = type(task)
+        reads = {"client_data": lambda self, context: own.client_data(self, context)}
+        task.__class__ = type("Derived", (own,), reads)
+    context = context_of(site, config, asked)
+
+    first = holder.client_data(task, context)
+    log.write_text("a line")
+    second = holder.client_data(task, context)
+    assert (second is first) is not derived
+
+    content = changing.read_bytes() if changing.exists() else b""
+    changing.write_bytes(content)
+    assert holder.client_data(task, context) is not second
+
+
 @pytest.mark.parametrize("leak", ["fails"])
 def test_nothing_is_kept_after_a_failure(tmp_path: Path, leak: str) -> None:
     site = site_of(tmp_path, "state")
@@ -287,22 +365,17 @@ def test_files_that_change_while_they_are_read_are_an_error(tmp_path: Path) -> N
     holder = kept.Kept(site)
     asked = SiteRounds(site, config_of(CSV), fresh(site)).request(Call.train, 1)
     task = holder.task(asked, config_of(CSV))
-    context = replace(_context(site, asked), data_dir=site.data_dir)
+    context = replace(context_of(site, config_of(CSV), asked), data_dir=site.data_dir)
 
     def read(noted: Any) -> Any:
         (Path(site.data_dir) / "more.csv").write_text(str(np.random.default_rng().random()))
 
+    task.depends_on = lambda context: None  # type: ignore[method-assign]
     # The folder as a whole: something else in it may change all the time.
     assert not holder._read(task, context, read).holds(context)
     task.depends_on = lambda context: [Path(site.data_dir) / "more.csv"]  # type: ignore[method-assign]
     with pytest.raises(DataError, match="change while they are read"):
         holder._read(task, context, read)
-
-
-def _context(site: WorkerSettings, asked: Request) -> Any:
-    from fl_queue.client.site_task import context_of
-
-    return context_of(site, config_of(CSV), asked)
 
 
 def test_files_that_are_opened_are_noted_and_programs_too(tmp_path: Path) -> None:

@@ -18,7 +18,6 @@ from fl_queue.protocol.trainer_messages import (
     Answer,
     Call,
     Failure,
-    Idle,
     InitialFile,
     KeptState,
     ModelFile,
@@ -55,7 +54,6 @@ MESSAGES = [
     Answer(outcome="done", num_examples=7, metrics={"confusion": [[1, 2], [3, 4]]}),
     Answer(outcome="failed", failure=FAILURE),
     Answer(outcome="done", facts={"classes": "2: cat, dog"}),
-    Idle(jobs=3, private_bytes=1 << 20, changed=("the thread 'x' was left",)),
 ]
 
 
@@ -122,7 +120,7 @@ plain = st.recursive(
 
 
 @settings(max_examples=50, deadline=None)
-@given(st.sampled_from([Request, Progress, Answer, Idle]), plain, st.data())
+@given(st.sampled_from([Request, Progress, Answer]), plain, st.data())
 def test_whatever_is_sent_gives_a_message_or_an_error(kind: Any, value: Any, data: Any) -> None:
     whole = next(message for message in MESSAGES if type(message) is kind).to_dict()
     raw = whole | {data.draw(st.sampled_from(sorted(whole))): value}
