@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import socket
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +109,22 @@ class Handler:
         if body.get("then"):
             getattr(self, body["then"])(body, report)
         return {}
+
+    def stop_own(self, body: Any, report: Any) -> dict[str, Any]:
+        """Start processes in the usual ways, and stop them by ``SIGTERM``; their exit statuses."""
+        context = multiprocessing.get_context("fork")
+        with context.Pool(4) as pool:
+            for _ in pool.imap(time.sleep, [0.01, 600, 600, 600]):
+                break
+        forked = context.Process(target=time.sleep, args=(600,))
+        forked.start()
+        program = subprocess.Popen(["sleep", "600"])
+        forked.terminate()
+        program.terminate()
+        forked.join(5)
+        with suppress(subprocess.TimeoutExpired):
+            program.wait(5)
+        return {"ended": [forked.exitcode, program.poll()]}
 
     def change(self, body: Any, report: Any) -> None:
         """Leave something behind."""

@@ -8,6 +8,7 @@ Everything else ends the process: a fresh one is cheap. The handler brings torch
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import socket
 import sys
@@ -27,6 +28,8 @@ log = logging.getLogger(__name__)
 
 #: Exit status of a trainer that another one is to follow: nothing went wrong.
 EXIT_FRESH = 75
+#: What stops a worker, and with it a whole control group; the worker decides when a trainer ends.
+_SPARED = (signal.SIGTERM, signal.SIGINT)
 _SMAPS = Path("/proc/self/smaps_rollup")
 #: What ``torch.optim`` and ``torch.compile`` import on first use: nine hundred modules, two seconds.
 COMPILER = "torch._dynamo"
@@ -66,10 +69,28 @@ def begin(parent: int) -> None:
     Orphans of a job become children of the worker, which reaps them while the job goes on: here, nothing could
     distinguish them from children whose exit status the task waits for.
 
+    Signals that stop a worker leave it alone, but end the processes that a task starts: it stops them so itself
+    (``Popen.terminate``, the end of a ``multiprocessing.Pool``).
+
     Args:
         parent: Pid of the fork server.
     """
     processes.die_with_parent(parent)
+    # A handler and not SIG_IGN: programs inherit what is ignored, but no handler. A forked process has it, too.
+    for number in _SPARED:
+        signal.signal(number, _on_spared)
+    os.register_at_fork(after_in_child=_end_at_signals)
+
+
+def _on_spared(signum: int, frame: FrameType | None) -> None:
+    """Do nothing."""
+
+
+def _end_at_signals() -> None:
+    for number in _SPARED:
+        # What a task has set itself stays.
+        if signal.getsignal(number) is _on_spared:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def serve(connection: socket.socket, handler: Handler) -> int:

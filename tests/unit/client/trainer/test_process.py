@@ -262,6 +262,17 @@ def test_signals_that_stop_a_worker_stop_no_trainer(trainers: Trainers) -> None:
     assert ask(trainers, "echo")["pid"] == pid
 
 
+def test_what_a_task_starts_is_stopped_by_the_signal_that_stops_no_trainer(
+    trainers: Trainers,
+) -> None:
+    with UnixSignalDeathPenalty(20, JobTimeoutException):
+        found = ask(trainers, "stop_own")
+
+    assert found["ended"] == [-signal.SIGTERM, -signal.SIGTERM]
+    os.kill(found["pid"], signal.SIGTERM)
+    assert ask(trainers, "echo")["pid"] == found["pid"]
+
+
 def test_descriptors_are_closed(trainers: Trainers) -> None:
     def opened() -> int:
         return len(list(Path("/proc/self/fd").iterdir()))
