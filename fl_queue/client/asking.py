@@ -17,7 +17,7 @@ from fl_queue.client.assignment import ClientJob, RoundModel, fetch_base
 from fl_queue.client.client_state import StoredClientState
 from fl_queue.client.site import WorkerSettings
 from fl_queue.config.run_config import RunConfig
-from fl_queue.models.host_cache import base_path
+from fl_queue.models.host_cache import hold_base
 from fl_queue.models.initial import fetch_initial
 from fl_queue.protocol import identifiers, virtual_clients
 from fl_queue.protocol.records import Purpose
@@ -44,15 +44,15 @@ def place_of(site: WorkerSettings, path: Path) -> str:
 
 
 def model_file(site: WorkerSettings, run: str, base: RoundModel) -> ModelFile:
-    """A fetched model as a request names it."""
+    """A fetched model as a request names it; a base part that is here is the run's from then on."""
     folder = place_of(site, site.cache / run)
     part = base.manifest.base
-    there = base_path(site.cache, part) if part is not None else None
+    there = hold_base(site.cache, run, part) if part is not None else None
     return ModelFile(
         manifest=base.manifest.to_json(),
         place=f"{folder}/{base.digest}",
         codec=base.encoding,
-        base=place_of(site, there) if there is not None and there.exists() else None,
+        base=place_of(site, there) if there is not None else None,
         server_state={name: f"{folder}/{digest}" for name, digest in base.server.items()},
     )
 
@@ -67,8 +67,10 @@ def answer_of(
     """
     The answer to a request, once more with the run's base part where the trainer has built another one.
 
+    That is also where the file that the request names is damaged.
+
     Args:
-        fetch_base_part: Fetches it; returns its file.
+        fetch_base_part: Fetches it, or repairs it; returns its file.
     """
     answer = ask(request, report)
     if answer.outcome != "needs_base" or request.model is None:

@@ -101,6 +101,7 @@ class _Model:
         self.manifest = Manifest.from_json(file.manifest)
         nbytes = codec.encoded_nbytes(file.codec, self.manifest)
         self.body = _mapped(state_dir, file.place, nbytes)
+        self._base: Mapped | None = None
         layout = state_manifest(self.manifest)
         self.server: State = {
             name: tensor_layout.views(layout, _mapped(state_dir, place, layout.nbytes).view)
@@ -113,18 +114,28 @@ class _Model:
 
     def fetch_base_part(self) -> memoryview:
         """
-        The body of the run's base part.
+        The body of the run's base part, its digest checked once a version.
 
         Raises:
             DataError: It is not at this site, and not published.
-            _NeedsBase: The worker has to fetch it.
+            _NeedsBase: The worker has to fetch it; the file may be there, and damaged.
         """
         base = self.manifest.base
         if base is not None and not base.is_published:
             raise missing(base)
         if base is None or self.file.base is None:
             raise _NeedsBase
-        return _mapped(self._state_dir, self.file.base, base.nbytes).view
+        if self._base is None:
+            try:
+                found = _mapped(self._state_dir, self.file.base, base.nbytes)
+            except TrainingLost as exc:
+                log.warning("the base part is fetched again: %s", exc)
+                raise _NeedsBase from exc
+            if not base.is_of(found.view):
+                log.warning("%s is damaged: the base part is fetched again", self.file.base)
+                raise _NeedsBase
+            self._base = found
+        return self._base.view
 
 
 class Resident:

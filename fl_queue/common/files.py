@@ -114,15 +114,19 @@ def _try_lock(descriptor: int) -> bool:
 
 
 @contextmanager
-def file_lock(path: Path, mode: int = PRIVATE) -> Iterator[None]:
+def file_lock(path: Path, mode: int = PRIVATE, *, timeout_s: float | None = None) -> Iterator[None]:
     """
     Hold the lock of a file during a block; the file and its folder are made.
 
+    Args:
+        timeout_s: Longest wait, seconds; None: as long as it takes.
+
     Raises:
+        TimeoutError: Another process holds the lock.
         OSError: The file cannot be opened.
     """
     folder(path.parent, _folder_mode(mode))
-    descriptor = acquire_lock(path, mode=mode)
+    descriptor = acquire_lock(path, timeout_s, mode)
     try:
         yield
     finally:

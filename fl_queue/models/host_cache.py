@@ -6,15 +6,17 @@ that was cut off goes on where it stopped. Files are used while they are there, 
 
 Base parts lie beside the runs' folders: runs with one base share its file, which stays while one of them is
 not over, and for a day after its last use: the next run is often one of the same model. An empty file in a
-run's folder marks that it uses it.
+run's folder marks that it uses it; marks and sweeps take turns. Downloads of one base part take turns, and
+hold up nothing else.
 """
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,6 +36,8 @@ _LOCK = ".lock"
 _KEPT = 2
 #: Folder of the base parts: no run id has an underscore. And the begin of a mark in a run's folder.
 _BASES, _MARK = "base_parts", "base-"
+#: Folder of the locks of downloads of base parts, by digest.
+_BASE_LOCKS = "base_locks"
 _UNUSED_S = 24 * 3600.0
 
 
@@ -45,6 +49,42 @@ def cache_folder(state_dir: Path) -> Path:
 def base_path(folder: Path, base: BasePart) -> Path:
     """File of a base part in a cache, whether it is there or not."""
     return below(folder, _BASES, base.digest)
+
+
+def hold_base(folder: Path, run: str, base: BasePart) -> Path | None:
+    """
+    Keep the file of a base part for a run, whose sweep then leaves it.
+
+    Its content is not checked: who reads it does that, and ``HostCache.fetch_base`` repairs it.
+
+    Args:
+        folder: The cache.
+        run: Run id.
+
+    Returns:
+        The file; None: it is not there.
+
+    Raises:
+        LocalStorageError: The folder cannot be written.
+    """
+    path = base_path(folder, base)
+    if not path.exists():
+        return None
+    with _storage_errors(path):
+        _mark(folder, run, base)
+        try:
+            os.utime(path)
+        except FileNotFoundError:  # Swept, or removed as damaged, between the two looks.
+            return None
+    return path
+
+
+def _mark(folder: Path, run: str, base: BasePart) -> None:
+    """Note that a run uses a base part. Not during a sweep: that would remove what it has found unused."""
+    with files.file_lock(folder / _BASES / _LOCK):
+        mark = below(folder, run, f"{_MARK}{base.digest}")
+        files.folder(mark.parent)
+        mark.touch(files.PRIVATE)
 
 
 @dataclass(frozen=True)
@@ -112,17 +152,19 @@ class HostCache:
             As ``fetch``; NoRoom: it does not fit on the disk.
         """
         path = base_path(self.folder, base)
-        with _storage_errors(path), files.file_lock(path.parent / _LOCK):
-            mark = below(self.folder, self.run, f"{_MARK}{base.digest}")
-            files.folder(mark.parent)
-            mark.touch(files.PRIVATE)
+        with _storage_errors(path):
+            _mark(self.folder, self.run, base)
+        # Another lock than the sweep's, which must not wait for a download.
+        lock = below(self.folder, _BASE_LOCKS, base.digest)
+        with _storage_errors(path), files.file_lock(lock):
             body = _open(path, base.digest, base.nbytes, base.head)
             if body is None:
-                disk_space.check(path.parent, base.nbytes, "the base part of the model")
+                left = base.nbytes - _size(path.with_name(path.name + _PART))
+                disk_space.check(path.parent, left, "the base part of the model")
                 self._download(path, base.nbytes, base.head)
                 body = Mapped(path)
                 failpoints.failpoint("base.fetched")
-            path.touch()
+            os.utime(path)
             return body
 
     def has(self, digest: str) -> bool:
@@ -161,15 +203,25 @@ def _sweep_bases(folder: Path) -> None:
     """Remove the base parts that no run on this host uses any more."""
     if not (folder / _BASES).is_dir():
         return
-    # Without the lock a run could begin to use one between the two looks.
-    with files.file_lock(folder / _BASES / _LOCK):
+    # Without the lock a run could begin to use one between the two looks. Another process that has it sweeps,
+    # or marks a base part as used: the next sweep comes soon.
+    with suppress(TimeoutError), files.file_lock(folder / _BASES / _LOCK, timeout_s=0):
         used = {mark.name.removeprefix(_MARK) for mark in folder.glob(f"*/{_MARK}*")}
         for file in (folder / _BASES).iterdir():
             digest = file.name.removesuffix(_PART)
             if not identifiers.is_digest(digest) or digest in used:
                 continue
-            if time.time() - file.stat().st_mtime > _UNUSED_S:
-                file.unlink()
+            # A download that ended meanwhile has given its part another name.
+            with suppress(FileNotFoundError):
+                if time.time() - file.stat().st_mtime > _UNUSED_S:
+                    file.unlink()
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
 
 
 @contextmanager

@@ -75,7 +75,9 @@ class SiteRounds:
         self.manifest = Manifest.from_json(made.header.manifest)
         self.arrays = {
             name: array.copy()
-            for name, array in tensor_layout.views(self.manifest, made.body).items()
+            for name, array in tensor_layout.views(
+                self.manifest, made.body[: self.manifest.nbytes]
+            ).items()
         }
         self.server = {
             name: {

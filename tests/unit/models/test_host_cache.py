@@ -10,14 +10,17 @@ import sys
 import threading
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from fl_queue.common import files
 from fl_queue.errors import (
     ChunksMissing,
     DataError,
     DigestMismatch,
     LocalStorageError,
+    NoRoom,
     StoreUnavailable,
 )
 from fl_queue.models import host_cache
@@ -336,6 +339,63 @@ def test_another_base_part_than_the_digest_is_refused(store: Store, tmp_path: Pa
     with pytest.raises(DigestMismatch):
         HostCache(store, tmp_path, RUN, CHUNK).fetch_base(base)
     assert not list((tmp_path / "base_parts").glob(f"{base.digest}*"))
+
+
+def test_room_is_asked_for_what_is_left_of_a_base_part(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, body = base_and_body()
+    publish_base(store, RUN, base.digest, body)
+    part = tmp_path / "base_parts" / f"{base.digest}.part"
+    part.parent.mkdir()
+    part.write_bytes(body[:CHUNK])
+    free = len(body) - CHUNK - 1
+    monkeypatch.setattr(
+        os, "statvfs", lambda path: SimpleNamespace(f_bavail=free, f_frsize=1, f_blocks=1 << 30)
+    )
+    cache = HostCache(store, tmp_path, RUN, CHUNK)
+    with pytest.raises(NoRoom, match=f"the base part of the model .{len(body) - CHUNK:,} bytes"):
+        cache.fetch_base(base)
+    free += 1
+    assert cache.fetch_base(base).view == body
+
+
+def test_a_download_of_a_base_part_holds_up_no_sweep_no_other_base_part_and_no_mark(
+    store: Store, redis_urls: tuple[str, str], tmp_path: Path
+) -> None:
+    base, body = base_and_body()
+    other = BasePart(digest_of(base.tensors, [body[::-1]]), base.nbytes, base.tensors)
+    for one, content in ((base, body), (other, body[::-1])):
+        publish_base(store, RUN, one.digest, content)
+    part = tmp_path / "base_parts" / f"{base.digest}.part"
+    with Proxy(redis_urls[1]) as proxy, Store(redis_urls[0], proxy.url) as slow:
+        proxy.throttle(20e3)
+        caches = [HostCache(one, tmp_path, RUN, CHUNK) for one in (slow, store)]
+        fetching = threading.Thread(target=caches[0].fetch_base, args=(base,))
+        fetching.start()
+        wait_for("a download", part.exists, 20)
+        host_cache.sweep(tmp_path, lambda run: False)
+        assert caches[1].fetch_base(other).view == body[::-1]
+        assert host_cache.hold_base(tmp_path, "other-abc123", other) is not None
+        assert part.exists()  # All the while.
+        proxy.throttle(0)
+        fetching.join(30)
+    assert caches[1].fetch_base(base).view == body
+
+
+def test_a_sweep_leaves_the_base_parts_when_another_is_at_work(
+    store: Store, tmp_path: Path
+) -> None:
+    base, body = base_and_body()
+    publish_base(store, RUN, base.digest, body)
+    HostCache(store, tmp_path, RUN, CHUNK).fetch_base(base)
+    file = tmp_path / "base_parts" / base.digest
+    os.utime(file, (1, 1))
+    with files.file_lock(file.parent / ".lock"):
+        host_cache.sweep(tmp_path, lambda run: True)
+    assert file.exists()
+    host_cache.sweep(tmp_path, lambda run: True)
+    assert not file.exists()
 
 
 def test_a_folder_that_cannot_be_written_is_named(store: Store, tmp_path: Path) -> None:
