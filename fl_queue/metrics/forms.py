@@ -23,7 +23,6 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from fl_queue.errors import ConfigError
-from fl_queue.protocol.records import Sums
 
 Direction = Literal["max", "min"]
 DIRECTIONS: tuple[Direction, ...] = get_args(Direction)
@@ -208,14 +207,3 @@ class Macro(OwnMetric):
                 f"{self.name}: Macro needs a denominator, a vector of own_sums",
                 public=True,
             )
-
-
-def finished(sums: Sums) -> dict[str, float]:
-    """Name -> value, of the keys of these forms that have one."""
-    found: dict[str, float] = {}
-    for key in sorted(sums):
-        parts = parts_of(key)
-        value = value_of(parts[1], sums[key]) if parts else None
-        if parts and value is not None:
-            found[parts[0]] = value
-    return found

@@ -7,7 +7,7 @@ The keys are listed in ``fl_queue.metrics``. No torch and no Redis here.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -35,6 +35,8 @@ _GIVES = {
     "score_histograms": ("auc",),
     "logit_histograms": ("auc",),
 }
+#: Which of these gives a metric, where as many clients and examples have each: the largest.
+_PRECEDENCE = {"confusion": 0, "score_histograms": 1, "logit_histograms": 2}
 #: Classes up to which there is a confusion matrix: a header takes ``header.MAX_MAP_ITEMS`` values.
 MAX_CLASSES = 60
 MAX_KEYS = 64
@@ -155,12 +157,13 @@ def finish(sums: Sums) -> dict[str, float]:
 def told_by(sums: Sums) -> dict[str, tuple[int, int]]:
     """Name of each merged metric -> how many clients, and how many examples, it is of."""
     found: dict[str, tuple[int, int]] = {}
-    # The new histograms come before the old ones in the alphabet, and win.
-    for key, (clients, examples) in sorted(sums.get(OVER, {}).items()):
-        part = next((f"{one}_" for one in BESIDE if key.startswith(f"{one}_")), "")
-        kind = key.removeprefix(part)
-        for name in _names(kind):
-            found.setdefault(part + name, (clients, examples))
+    over = sums.get(OVER, {})
+    for prefix in ("", *(f"{part}_" for part in BESIDE)):
+        keys = [key for key in over if key.removesuffix(_kind(key)) == prefix]
+        inner = {key.removeprefix(prefix): over[key] for key in keys}
+        for name, key in _chosen(inner, inner).items():
+            clients, examples = inner[key]
+            found[prefix + name] = (clients, examples)
     return found
 
 
@@ -200,28 +203,56 @@ def _names(kind: str) -> Sequence[str]:
     """The metrics that a key gives."""
     if kind == LOSS_ITEMS:
         return ()
-    parts = forms.parts_of(kind)
-    return (parts[0],) if parts else _GIVES.get(kind, (kind.removesuffix("_sum"),))
+    if parts := forms.parts_of(kind):
+        return (parts[0],)
+    return _GIVES.get(kind, (kind.removesuffix("_sum"),) if kind.endswith("_sum") else ())
+
+
+def _chosen(keys: Iterable[str], over: Mapping[str, Sequence[int]]) -> dict[str, str]:
+    """
+    Name of each metric -> the one key that gives it.
+
+    That of most clients is taken, of equals that of more examples: a single client would else replace what all
+    others have, under another key of the same name. Of equals a sum goes before a form, then come the new
+    histograms, the old ones and the confusion matrix.
+
+    Args:
+        over: Key -> clients and examples, where the sums are of several clients.
+    """
+
+    def rank(key: str) -> tuple[int, int, int, str]:
+        clients, examples = over.get(key, (0, 0))
+        kind = 4 if key.endswith("_sum") else 3
+        return clients, examples, _PRECEDENCE.get(key, kind), key
+
+    return {name: key for key in sorted(keys, key=rank) for name in _names(key)}
 
 
 def _finish(sums: Sums, over: Mapping[str, Sequence[int]]) -> dict[str, float]:
     """Args: ``over``: key -> clients and examples, where not all examples have it."""
-    examples = sums.get("num_examples", 0)
-    if examples == 0:
+    if not sums.get("num_examples", 0):
         return {}
     finished: dict[str, float] = {}
-    if "confusion" in sums:
-        finished |= _classification(np.array(sums["confusion"], dtype=np.int64))
-    for key in ("score_histograms", "logit_histograms"):  # Of both the better one.
-        if key in sums:
-            finished |= _area_under_curve(*sums[key])
-    finished |= forms.finished(sums)
-    for key in sums:
-        if key.endswith("_sum") and key != LOSS_ITEMS:
-            finished[key.removesuffix("_sum")] = float(sums[key]) / over.get(key, (0, examples))[1]
-    if sums.get(LOSS_ITEMS, 0) > 0 and "loss_sum" in sums:
-        finished["loss"] = float(sums["loss_sum"]) / float(sums[LOSS_ITEMS])
+    chosen = _chosen(sums, over)
+    for key in dict.fromkeys(chosen.values()):
+        found = _values(key, sums, over)
+        finished |= {name: value for name, value in found.items() if chosen.get(name) == key}
     return finished
+
+
+def _values(key: str, sums: Sums, over: Mapping[str, Sequence[int]]) -> dict[str, float]:
+    """The metrics that a key gives, with their values; those that have none are left out."""
+    if key == "confusion":
+        return _classification(np.array(sums[key], dtype=np.int64))
+    if key in _GIVES:
+        return _area_under_curve(*sums[key])
+    if parts := forms.parts_of(key):
+        value = forms.value_of(parts[1], sums[key])
+        return {} if value is None else {parts[0]: value}
+    count = over.get(key, (0, sums["num_examples"]))[1]
+    if key == "loss_sum" and sums.get(LOSS_ITEMS, 0) > 0:
+        count = sums[LOSS_ITEMS]
+    return {key.removesuffix("_sum"): float(sums[key]) / float(count)}
 
 
 def _add(key: str, values: list[Any]) -> Any:
@@ -234,8 +265,11 @@ def _add(key: str, values: list[Any]) -> Any:
         return sum(tables[1:], start=tables[0]).tolist()
     if all(isinstance(value, int) for value in values):
         return sum(values)
-    # Correctly rounded whatever the order, which a running float sum is not.
-    return math.fsum(values)
+    try:
+        # Correctly rounded whatever the order, which a running float sum is not.
+        return math.fsum(values)
+    except (ValueError, OverflowError):  # Infinities of both signs, or a sum beyond a float.
+        return math.nan
 
 
 def _kind(key: str) -> str:

@@ -250,3 +250,72 @@ def test_stop_condition(condition, holds):
 def test_limits_leave_room_for_adding_up():
     assert metrics.MAX_COUNT * 2**22 < 2**63
     assert math.isfinite(metrics.MAX_SUM * 1e100)
+
+
+@pytest.mark.parametrize(
+    ("most", "one"),
+    [
+        ({"dice.macro.max": [[1.0], [2.0]]}, {"dice.ratio.max": [99, 1]}),
+        ({"dice.ratio.max": [1, 2]}, {"dice.root.max": [99, 1]}),
+        ({"dice.ratio.max": [1, 2]}, {"dice_sum": 99.0}),
+        ({"dice_sum": 0.5}, {"dice.ratio.max": [99, 1]}),
+        ({"confusion": [[1, 1], [1, 1]]}, {"accuracy.ratio.max": [1e9, 1]}),
+        ({"confusion": [[1, 1], [1, 1]]}, {"accuracy_sum": 1e9, "f1_sum": 1e9}),
+        ({"loss_sum": 0.5}, {"loss.ratio.min": [-1e9, 1]}),
+        ({"loss_sum": 0.5, "loss_items_sum": 1}, {"loss.ratio.min": [-1e9, 1]}),
+        (
+            {"score_histograms": [[5] * 1000, [5] * 1000]},
+            {"logit_histograms": [[1] + [0] * 999, [0] * 999 + [1]]},
+        ),
+        ({"logit_histograms": [[5] * 1000, [5] * 1000]}, {"auc.ratio.max": [99, 1]}),
+    ],
+)
+@pytest.mark.parametrize("part_of", ["", "personal_"])
+def test_one_client_replaces_no_metric_of_the_others(most, one, part_of):
+    def under(sums, examples):
+        check(sums)
+        return {"num_examples": 1} | {
+            f"{part_of}{key}": value for key, value in ({"num_examples": examples} | sums).items()
+        }
+
+    honest = {f"c{number}": under(most, 1) for number in range(50)}
+    alone = merge_clients(honest)
+    # Neither its number of examples nor its name, first or last, gives it a right.
+    for name in ("a", "z"):
+        found = merge_clients(honest | {name: under(one, 10**9)})
+        assert finish(found) == finish(alone)
+        assert told_by(found) == told_by(alone)
+        assert set(finish(found)) == set(told_by(found))
+
+
+def test_of_keys_of_equally_many_clients_the_one_of_more_examples_counts():
+    parts = {
+        "a": {"num_examples": 3, "dice.ratio.max": [1, 4]},
+        "b": {"num_examples": 4, "dice.macro.max": [[3], [4]]},
+    }
+    assert finish(merge_clients(parts)) == {"dice": 0.75}
+    assert told_by(merge_clients(parts)) == {"dice": (1, 4)}
+
+
+def test_a_sum_of_its_own_name_goes_before_the_tables_where_all_have_both():
+    both = part(2, 1.0, [[1, 0], [1, 0]], accuracy_sum=2.0, **{"f1.ratio.max": [1, 4]})
+    expected = {"loss": 0.5, "accuracy": 1.0, "f1": 0.25}
+    assert finish(both) == expected
+    assert finish(merge_clients({"a": both, "b": both})) == expected
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([math.inf, -math.inf], math.nan),
+        ([1e308, 1e308], math.nan),
+        ([math.nan, 1.0], math.nan),
+        ([math.inf, 1.0], math.inf),
+    ],
+)
+def test_sums_that_are_not_finite_are_merged_without_an_error(values, expected):
+    for order in (values, values[::-1]):
+        found = merge([{"num_examples": 1, "loss_sum": value} for value in order])
+        assert found["loss_sum"] == pytest.approx(expected, nan_ok=True)
+        form = [{"num_examples": 1, "x.ratio.max": [value, 1]} for value in order]
+        assert merge(form)["x.ratio.max"][0] == pytest.approx(expected, nan_ok=True)
