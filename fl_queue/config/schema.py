@@ -410,13 +410,13 @@ class ModelSection(Section):
     base: Literal["publish", "local"] = option(
         "publish",
         "the frozen tensors of the model, its base part: publish sends them to each host once; local never, each site builds them",
-        use=FIXED,
+        use=Use(fixed=True, newer=True),
     )
     constant: tuple[str, ...] = option(
         (),
         'buffers that no training changes, patterns such as ["*.position_ids"]: they go into the base part, too',
         check=_constant_problem,
-        use=FIXED,
+        use=Use(fixed=True, newer=True),
     )
     private: tuple[str, ...] = option(
         (),
