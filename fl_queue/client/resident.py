@@ -33,6 +33,7 @@ from fl_queue.protocol.base_part import missing
 from fl_queue.protocol.codecs import codec
 from fl_queue.protocol.header import Header
 from fl_queue.protocol.manifest import Manifest
+from fl_queue.protocol.records import METRICS
 from fl_queue.protocol.trainer_messages import Answer, Call, ModelFile, Progress, Request
 from fl_queue.store.jobs.rq_types import TimedOut
 from fl_queue.strategies import get_strategy
@@ -240,7 +241,10 @@ class Resident:
             return initial_arrays(body, request.run, initial.record, manifest, built)
 
         made = version_zero(task, job.config.run.seed, filled if initial is not None else None)
-        environment = Compute(self._site.device, self._site.threads).environment(code_digest(task))
+        compute = Compute(self._site.device, self._site.threads)
+        environment: dict[str, Any] = {**compute.environment(code_digest(task))}
+        if names := calls.metric_names(task):
+            environment[METRICS] = names
         header = update_message.initial_header(job.header("model"), made.manifest, environment)
         return self._keep(header, made.pieces())
 

@@ -1,14 +1,16 @@
 """
 Whether ``run.select`` and ``run.stop_when`` name metrics that a task reports. No Redis here.
 
-Of a built-in task that is known when a run begins. Of any other the first round whose clients
-validated something shows it: a run that could never have a best version, or never stop, ends there.
+Of a built-in task that is known when a run begins. Any other declares its metrics with version 0, and a run that
+names another one ends before round 1. Of a task that declares none, and is evaluated by its own code, the first
+round whose clients validated something shows it: a run that could never have a best version, or never stop, ends
+there.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 
 from fl_queue import metrics
 from fl_queue.common.spelling import nearest
@@ -49,6 +51,63 @@ def _of_task(entry: TaskEntry, config: RunConfig) -> tuple[set[str], set[str]]:
         names.add("f1")
     found = names | ({"auc"} if count in (0, 2) else set())
     return found, names if count <= metrics.BESIDE_CLASSES else names - {"f1"}
+
+
+def check_declared(config: RunConfig, record: Sequence[str]) -> None:
+    """
+    Refuse a metric that the task does not declare, or in the wrong direction.
+
+    Args:
+        record: Of the run, see ``metrics.Declared.to_record``; empty: not known.
+
+    Raises:
+        ConfigError: Names the field, and what the task declares.
+    """
+    if not record:
+        return
+    of_version = metrics.names_in(record)
+    known = dict(of_version)
+    for part, is_there in _beside(config).items():
+        known |= {f"{part}_{name}": way for name, way in of_version.items() if is_there}
+    for field, text in (
+        ("run.select", config.run.select),
+        ("run.stop_when", config.run.stop_when),
+    ):
+        match = re.match(r"\w+", text)
+        if match and match[0] not in known:
+            listed = ", ".join(f"{name}:{way}" if way else name for name, way in known.items())
+            near = nearest(match[0], sorted(known))
+            raise ConfigError(field, f"{match[0]} is none of {listed}{near}")
+    metric, _, direction = config.run.select.partition(":")
+    right = known.get(metric) or direction
+    if direction != right:
+        raise ConfigError(
+            "run.select", f"{metric}:{direction} chooses the worst version; write {metric}:{right}"
+        )
+
+
+def problem_declared(config: RunConfig, record: Sequence[str]) -> str:
+    """The same as a reason; empty where there is none."""
+    try:
+        check_declared(config, record)
+    except ConfigError as exc:
+        return str(exc)
+    return ""
+
+
+def select_of(config: RunConfig, record: Sequence[str]) -> str:
+    """``run.select``, or the first metric that the task declares; empty: neither."""
+    declared = next((entry for entry in record if ":" in entry), "")
+    return config.run.select or declared
+
+
+def _beside(config: RunConfig) -> dict[str, bool]:
+    """Part beside the version -> whether clients report its metrics."""
+    strategy = get_strategy(config.aggregation.strategy, config.strategy)
+    return {
+        "personal": bool(strategy.personal or config.model.private),
+        "finetuned": bool(config.train.finetune_epochs),
+    }
 
 
 def of_history(records: Iterable[RoundRecord]) -> frozenset[str] | None:

@@ -108,7 +108,7 @@ class RunSection(Section):
     )
     select: str = option(
         "",
-        "which version is the best by the clients' validation (metric:max or metric:min), and is never pruned; empty: accuracy:max, or loss:min of a task without accuracy",
+        "which version is the best by the clients' validation (metric:max or metric:min), and is never pruned; empty: the first metric that the task declares, else accuracy:max, or loss:min of a task without accuracy",
         check=_select_problem,
     )
     stop_when: str = option(

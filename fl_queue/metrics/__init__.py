@@ -35,6 +35,7 @@ from fl_queue.metrics.kinds import (
     Segmentation,
     declared,
     names_in,
+    parse_record,
 )
 from fl_queue.metrics.sums import (
     BESIDE,
@@ -103,6 +104,7 @@ __all__ = [
     "merge_clients",
     "names_in",
     "only_beside",
+    "parse_record",
     "stop_holds",
     "told_by",
 ]

@@ -8,6 +8,7 @@ the first round, and never has the task. How the kinds are computed of outputs a
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -16,6 +17,9 @@ from fl_queue.common.spelling import nearest
 from fl_queue.errors import ConfigError
 from fl_queue.metrics.forms import MAX_OWN, Direction, OwnMetric
 
+#: Most names in a record, and their form.
+MAX_NAMES = 64
+_ENTRY = re.compile(r"[a-z]\w{0,63}(:(max|min))?", re.ASCII)
 #: Target that counts in no metric: as torch's ``cross_entropy`` has it.
 IGNORED = -100
 Names = tuple[tuple[str, Direction], ...]
@@ -158,6 +162,14 @@ def _entry(one: Any) -> Metric:
     what = repr(one[:64]) if isinstance(one, str) else f"a {type(one).__name__}"
     rule = f"none of {', '.join(KINDS)}, nor a Ratio, Mean, Root, Exp or Macro"
     raise ConfigError("metrics", f"{what} is {rule}{near}", public=f"an entry is {rule}")
+
+
+def parse_record(raw: Any) -> tuple[str, ...]:
+    """A record of names, which a client may have written; empty where it is none."""
+    is_list = isinstance(raw, (list, tuple)) and len(raw) <= MAX_NAMES
+    if not is_list or not all(isinstance(one, str) and _ENTRY.fullmatch(one) for one in raw):
+        return ()
+    return tuple(raw)
 
 
 def names_in(record: Sequence[str]) -> dict[str, str]:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from fl_queue import metrics
 from fl_queue.common.safe_json import is_count
 from fl_queue.common.spelling import nearest
+from fl_queue.config import metric_choice
 from fl_queue.config.run_config import RunConfig
 from fl_queue.errors import RunStateError
 from fl_queue.protocol.records import EvaluationState, Outcome
@@ -75,7 +76,9 @@ def best_by(
 
 def best_version(store: Store, run: str, config: RunConfig) -> int | None:
     """The version that ``run.select`` names; None when nothing has been evaluated."""
-    return best_by(config.run.select, validation_metrics(store, run), test_metrics(store, run))
+    state = store.control.runs.get(run)
+    select = metric_choice.select_of(config, state.metrics if state is not None else ())
+    return best_by(select, validation_metrics(store, run), test_metrics(store, run))
 
 
 def _named(state: RunState, text: str) -> int | None:
@@ -111,7 +114,7 @@ def chosen_version(
     if best:
         version = best_version(store, state.run_id, config)
         if version is None:
-            select = config.run.select or "accuracy:max"
+            select = metric_choice.select_of(config, state.metrics) or "accuracy:max"
             found = sorted(
                 {name for of in version_metrics(store, state.run_id).values() for name in of}
             )

@@ -91,6 +91,9 @@ class EvaluationState(StrEnum):
 #: In the environment of a failed answer: the class of an error that another attempt would meet, too.
 CANNOT = "cannot"
 
+#: In the environment of version 0: the metrics that the task declares, see ``metrics.Declared.to_record``.
+METRICS = "metrics"
+
 #: Scalar of an update, 1: its client has lost what it keeps for the strategy, so the server's state is set to zero.
 LOST = "lost"
 

@@ -54,6 +54,7 @@ class RunState:
     ``left_out``: client that is alive and may not be selected -> why, as it was decided last.
     ``not_evaluated``: why the newest version has no closing evaluation, and will have none.
     ``config_digest``: of the newest segment of its config, for display; no decision depends on it.
+    ``metrics``: names and directions that the task has declared with version 0, see ``metrics.Declared``.
     ``state_since``: the newest round in which a client had lost its state, or the run went back to an older
     version; what clients keep for the strategy counts from later rounds only. 0: there is none.
     ``counted_from``: the version from which ``run.patience`` counts. ``tags``: name -> version that it
@@ -86,6 +87,7 @@ class RunState:
     state_since: int = 0
     counted_from: int = 0
     tags: Mapping[str, int] = field(default_factory=dict)
+    metrics: tuple[str, ...] = ()
 
     @property
     def active(self) -> bool:
@@ -227,6 +229,7 @@ def parse_run_state(run: str, raw: Mapping[str, str]) -> RunState:
         reason_at=fields.number("reason_at", 0),
         config_digest=fields.digest("config_digest", ""),
         state_since=fields.whole("state_since", 0),
+        metrics=tuple(fields.json("metrics", list[str], "[]")),
         counted_from=fields.whole("counted_from", 0),
         tags=fields.json("tags", dict[str, int], "{}"),
     )

@@ -15,11 +15,12 @@ from torch.utils.data import Subset
 
 from fl_queue import metrics
 from fl_queue.common.seeding import seed_for
+from fl_queue.config.task_catalog import TASKS
 from fl_queue.errors import ConfigError, DataError, MessageError
 from fl_queue.protocol import identifiers, site_facts
 from fl_queue.protocol.records import Sums
 from fl_queue.tasks import plain_numbers
-from fl_queue.tasks.base import ClientData, OnEpoch, Task, declared_of
+from fl_queue.tasks.base import ClientData, OnEpoch, Task, declared_of, overridden
 from fl_queue.tasks.context import ClientContext
 from fl_queue.tasks.error_disclosure import class_name
 from fl_queue.training.metric_kinds import own_sums
@@ -29,6 +30,8 @@ from fl_queue.training.step_hook import LocalTraining
 
 #: Marks a parameter that a task has handed out.
 _BUILT = "_flq_built"
+#: Metrics of outputs and targets that turn out to be of classes, and of all.
+DETECTED = ("accuracy", "auc", "f1", "loss")
 _SUMS = 'a table of sums, such as {"num_examples": 100, "loss_sum": 12.5}'
 
 
@@ -153,6 +156,21 @@ def trained(
 def evaluated(task: Task, model: nn.Module, dataset: Samples, context: ClientContext) -> Sums:
     """Sums of a model's metrics on a data set."""
     return _sums(task, "evaluate", task.evaluate(model, dataset, context))
+
+
+def metric_names(task: Task) -> list[str]:
+    """
+    The metrics that an own task's evaluation has, as a run records them with version 0.
+
+    ``dice:max`` for those that it declares; ``accuracy`` for those that it may have, where it declares none and
+    is evaluated by the default. Empty where the config tells them, or only the task's code does.
+    """
+    if task.config.run.task in TASKS:
+        return []
+    found = declared_of(task)
+    if found is not None:
+        return found.to_record()
+    return [*DETECTED] if overridden(task, "evaluate") is None else []
 
 
 def described(task: Task, data: ClientData) -> Mapping[str, str | list[Any]]:

@@ -143,6 +143,7 @@ class RoundCommit:
             accepted=round_end.updates_with_state(state, record, intake.manifest, strategy, config),
             signature=signature,
             begins_anew=intake.merger is not None and intake.merger.begins_anew,
+            metrics=round_end.declared_metrics(intake.receipts) if is_first else (),
         )
         return self._store.control.rounds.end(
             RoundEnd(

@@ -13,7 +13,7 @@ from fl_queue.coordinator.rounds.lifecycle import Ending
 from fl_queue.protocol import job_origins
 from fl_queue.protocol.events import ClientStateLost, Event, WeightsCapped
 from fl_queue.protocol.manifest import Manifest
-from fl_queue.protocol.records import Outcome, Purpose, Receipt, RoundRecord, Verdict
+from fl_queue.protocol.records import METRICS, Outcome, Purpose, Receipt, RoundRecord, Verdict
 from fl_queue.store import RoundState
 from fl_queue.strategies.base import Strategy
 from fl_queue.strategies.layouts import client_layouts
@@ -37,6 +37,14 @@ def build_record(
         validation=metrics.merge_clients(progress.validation),
         train=metrics.merge_clients(progress.training),
     )
+
+
+def declared_metrics(receipts: Mapping[str, Receipt]) -> tuple[str, ...]:
+    """The metrics that the maker of version 0 has declared; none that cannot be read."""
+    for _, receipt in sorted(receipts.items()):
+        if receipt.is_in:
+            return metrics.parse_record(receipt.environment.get(METRICS, []))
+    return ()
 
 
 def _capped(current: RoundState, config: RunConfig, receipts: Mapping[str, Receipt]) -> list[str]:

@@ -245,10 +245,12 @@ def _next_purpose(store: Store, state: RunState, config: RunConfig) -> Purpose |
 
 def _not_reported(store: Store, state: RunState, config: RunConfig) -> str:
     """
-    The reason to fail a run after its first version: clients do not report the metric that the config names.
+    The reason to fail a run before or after its first round: its clients do not report the metric that it names.
 
     Checked only then: in a later round the metric may have been reported before.
     """
+    if state.version == 0:
+        return metric_choice.problem_declared(config, state.metrics)
     if state.version != 1:
         return ""
     return metric_choice.problem(

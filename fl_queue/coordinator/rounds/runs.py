@@ -101,6 +101,8 @@ def start_run(
         if existing is not None:
             history = store.control.history.records(existing)
             metric_choice.check(config, metric_choice.of_history(history))
+            known = store.control.runs.get(existing)
+            metric_choice.check_declared(config, known.metrics if known is not None else ())
         if existing is None:
             done = _create(store, name, config, rounds, initial)
         else:

@@ -11,6 +11,7 @@ import logging
 from collections.abc import Mapping, Sequence
 
 from fl_queue import metrics
+from fl_queue.config import metric_choice
 from fl_queue.config.run_config import RunConfig
 from fl_queue.coordinator.rounds import branching, statement_signing
 from fl_queue.errors import RunStateError, UnknownVersion
@@ -33,7 +34,7 @@ def why_stop(store: Store, state: RunState, config: RunConfig) -> str:
             return f"run.stop_when holds: {config.run.stop_when}"
     if config.run.patience:
         return out_of_patience(
-            config.run.select,
+            metric_choice.select_of(config, state.metrics),
             config.run.patience,
             store.control.history.records(state.run_id),
             state.counted_from,
@@ -88,7 +89,8 @@ def restore_best(store: Store, state: RunState, config: RunConfig) -> bool:
     if not config.run.restore_best or state.version is None:
         return False
     best = metrics.best_version(
-        config.run.select, selection.validation_metrics(store, state.run_id)
+        metric_choice.select_of(config, state.metrics),
+        selection.validation_metrics(store, state.run_id),
     )
     if best is None:
         return False

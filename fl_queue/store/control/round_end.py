@@ -29,6 +29,7 @@ class NewVersion:
         accepted: Client that keeps a state -> round of the job and digest of its accepted update.
         signature: The operator's; empty: none.
         begins_anew: Whether the strategy's state is zero again with this version.
+        metrics: Names and directions that the task declares; of version 0.
     """
 
     number: int
@@ -39,6 +40,7 @@ class NewVersion:
     accepted: Mapping[str, tuple[int, str]] = field(default_factory=dict)
     signature: str = ""
     begins_anew: bool = False
+    metrics: tuple[str, ...] = ()
 
     def to_script(self) -> dict[str, Any]:
         """Return the object ``version`` of ``end_round.lua``'s argument."""
@@ -55,6 +57,7 @@ class NewVersion:
             "accepted": accepted,
             "signature": self.signature,
             "begins_anew": self.begins_anew,
+            "metrics": dumps(self.metrics) if self.metrics else "",
         }
 
 

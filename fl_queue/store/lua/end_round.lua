@@ -19,6 +19,7 @@
 --        server_state     JSON name -> digest: state that the strategy keeps with the version ('{}' for none)
 --        accepted         [object] client that keeps a state -> JSON round and digest of its accepted update
 --        signature        the operator's, base64 ('' for none)
+--        metrics          JSON list of those that the task declares ('' for: as it is)
 --        begins_anew      [boolean] the strategy's state is zero again with this version, here and at all clients
 -- Returns ok | same (this very call came before) | why it was refused.
 local ending = cjson.decode(ARGV[1])
@@ -56,6 +57,7 @@ if version then
   for client, update in pairs(version.accepted) do
     redis.call('HSET', KEYS[8], client, update)
   end
+  if version.metrics and version.metrics ~= '' then redis.call('HSET', KEYS[1], 'metrics', version.metrics) end
   if version.manifest ~= '' then redis.call('SET', KEYS[7], version.manifest) end
 end
 if ending.record ~= '' then redis.call('RPUSH', KEYS[4], ending.record) end

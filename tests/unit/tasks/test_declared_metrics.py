@@ -16,7 +16,7 @@ from fl_queue.client import local_update
 from fl_queue.config.run_config import RunConfig
 from fl_queue.errors import ConfigError
 from fl_queue.metrics import Language, Macro, Ratio, Segmentation
-from fl_queue.tasks import ClientContext, ClientData, Task
+from fl_queue.tasks import ClientContext, ClientData, Task, calls
 from fl_queue.tasks.loading import load_task
 
 DRAWN = torch.Generator().manual_seed(4)
@@ -148,3 +148,26 @@ def test_a_task_of_language_counts_and_weighs_tokens() -> None:
     assert task.hooks.items((scores, target)) == 4
     expected = nn.functional.cross_entropy(scores[:, :2].flatten(0, 1), target[:, 1:3].flatten())
     assert torch.allclose(task.loss(scores, target), expected)
+
+
+class Undeclared(Vessels):
+    def metrics(self) -> Any:
+        return ()
+
+
+class Judged(Undeclared):
+    def evaluate(self, model: nn.Module, dataset: Any, context: ClientContext) -> Any:
+        return {"num_examples": 1}
+
+
+@pytest.mark.parametrize(
+    ("kind", "names"),
+    [
+        (Vessels, ["recall:max", "recall_by_scanner:max", "dice:max", "iou:max", "pixel_accuracy:max", "loss:min"]),
+        (Undeclared, ["accuracy", "auc", "f1", "loss"]),
+        (Judged, []),
+    ],
+)  # fmt: skip
+def test_what_a_run_records_of_an_own_task(kind: type[Task], names: list[str]) -> None:
+    assert calls.metric_names(kind(RunConfig.from_dict({"run": {"task": "vessels:task"}}))) == names
+    assert calls.metric_names(kind(RunConfig.from_dict({"run": {"task": "mnist-2nn"}}))) == []
