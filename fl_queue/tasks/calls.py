@@ -163,7 +163,7 @@ def metric_names(task: Task) -> list[str]:
     The metrics that an own task's evaluation has, as a run records them with version 0.
 
     ``dice:max`` for those that it declares; ``accuracy`` for those that it may have, where it declares none and
-    is evaluated by the default. Empty where the config tells them, or only the task's code does.
+    is evaluated by the default. Empty where the config shows them, or only the task's code does.
     """
     if task.config.run.task in TASKS:
         return []

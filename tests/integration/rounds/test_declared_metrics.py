@@ -82,12 +82,13 @@ def test_the_first_declared_metric_selects_and_a_continued_run_is_checked(
     store: Store, tmp_path: Path
 ) -> None:
     hand = Declaring(store, tmp_path, "ab", 3, *OWN)
-    told = [
+    reported = [
         {"num_examples": 2, "loss_sum": loss, "dice.macro.max": [[dice], [1.0]]}
         for loss, dice in ((3.0, 0.1), (2.0, 0.9), (1.0, 0.5))
     ]
     rounds = [
-        record(n + 1, n, validation=metrics.merge_clients({"a": one})) for n, one in enumerate(told)
+        record(n + 1, n, validation=metrics.merge_clients({"a": one}))
+        for n, one in enumerate(reported)
     ]
     add_rounds(store, hand.run, *rounds)
     assert selection.best_version(store, hand.run, hand.config) == 1
