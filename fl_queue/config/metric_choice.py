@@ -10,7 +10,7 @@ there.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from fl_queue import metrics
 from fl_queue.common.spelling import nearest
@@ -20,6 +20,8 @@ from fl_queue.errors import ConfigError
 from fl_queue.protocol.records import RoundRecord, Sums
 from fl_queue.strategies import get_strategy
 
+#: Most declared metrics that a message names.
+_LISTED = 20
 #: Metrics between 0 and 1, and which way each metric that the library computes is better.
 _SHARES = ("accuracy", "auc", "f1")
 _DIRECTIONS = {"loss": "min", **dict.fromkeys(_SHARES, "max")}
@@ -58,12 +60,13 @@ def check_declared(config: RunConfig, record: Sequence[str]) -> None:
     Refuse a metric that the task does not declare, or in the wrong direction.
 
     Args:
-        record: Of the run, see ``metrics.Declared.to_record``; empty: not known.
+        record: Of the run, see ``metrics.Declared.to_record``; empty: not known. Of a built-in task
+            ``check_config`` knows them.
 
     Raises:
         ConfigError: Names the field, and what the task declares.
     """
-    if not record:
+    if not record or config.run.task in TASKS:
         return
     of_version = metrics.names_in(record)
     known = dict(of_version)
@@ -75,15 +78,21 @@ def check_declared(config: RunConfig, record: Sequence[str]) -> None:
     ):
         match = re.match(r"\w+", text)
         if match and match[0] not in known:
-            listed = ", ".join(f"{name}:{way}" if way else name for name, way in known.items())
             near = nearest(match[0], sorted(known))
-            raise ConfigError(field, f"{match[0]} is none of {listed}{near}")
+            raise ConfigError(field, f"{match[0]} is none of {_listed(known)}{near}")
     metric, _, direction = config.run.select.partition(":")
     right = known.get(metric) or direction
     if direction != right:
         raise ConfigError(
             "run.select", f"{metric}:{direction} chooses the worst version; write {metric}:{right}"
         )
+
+
+def _listed(known: Mapping[str, str]) -> str:
+    """Metrics for a message: it is a run's reason, and the maker of version 0 has written the names."""
+    names = [f"{name}:{way}" if way else name for name, way in known.items()]
+    left_out = len(names) - _LISTED
+    return ", ".join(names[:_LISTED]) + (f" and {left_out} more" if left_out > 0 else "")
 
 
 def problem_declared(config: RunConfig, record: Sequence[str]) -> str:
@@ -96,9 +105,15 @@ def problem_declared(config: RunConfig, record: Sequence[str]) -> str:
 
 
 def select_of(config: RunConfig, record: Sequence[str]) -> str:
-    """``run.select``, or the first metric that the task declares; empty: neither."""
-    declared = next((entry for entry in record if ":" in entry), "")
-    return config.run.select or declared
+    """
+    ``run.select``, or the first metric that the task declares; empty: neither.
+
+    Args:
+        record: Of the run; of a built-in task the catalog counts, and not what a client has written.
+    """
+    entry = TASKS.get(config.run.task)
+    names = [f"{name}:{way}" for name, way in entry.metrics.items()] if entry else record
+    return config.run.select or next((one for one in names if ":" in one), "")
 
 
 def _beside(config: RunConfig) -> dict[str, bool]:

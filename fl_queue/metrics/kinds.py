@@ -17,7 +17,7 @@ from fl_queue.common.spelling import nearest
 from fl_queue.errors import ConfigError
 from fl_queue.metrics.forms import MAX_OWN, Direction, OwnMetric
 
-#: Most names in a record, and their form.
+#: Most metrics of a task, the loss among them, and the form of each in a run's record.
 MAX_NAMES = 64
 _ENTRY = re.compile(r"[a-z]\w{0,63}(:(max|min))?", re.ASCII)
 #: Target that counts in no metric: as torch's ``cross_entropy`` has it.
@@ -130,7 +130,7 @@ def declared(metrics: Iterable[Metric | str]) -> Declared:
     A task's list of metrics, checked.
 
     Raises:
-        ConfigError: An entry is none, or two metrics have one name.
+        ConfigError: An entry is none, two metrics have one name, or there are too many.
     """
     entries = [_entry(one) for one in metrics]
     kinds = tuple(one for one in entries if not isinstance(one, OwnMetric))
@@ -147,6 +147,12 @@ def declared(metrics: Iterable[Metric | str]) -> Declared:
     if len({one.numerator for one in own} | {one.denominator for one in own} - {""}) > MAX_OWN:
         raise ConfigError(
             "metrics", f"uses more than {MAX_OWN} sums of its own; use fewer", public=True
+        )
+    if len(names) > MAX_NAMES:
+        raise ConfigError(
+            "metrics",
+            f"{len(names)} metrics with the loss; declare {MAX_NAMES} at most",
+            public=True,
         )
     return Declared(kinds, own, tuple(names))
 
@@ -169,7 +175,10 @@ def parse_record(raw: Any) -> tuple[str, ...]:
     is_list = isinstance(raw, (list, tuple)) and len(raw) <= MAX_NAMES
     if not is_list or not all(isinstance(one, str) and _ENTRY.fullmatch(one) for one in raw):
         return ()
-    return tuple(raw)
+    # A name with two directions would select one version and check another; no task's loss is best where it is high.
+    found = names_in(raw)
+    is_sound = len(found) == len(raw) and found.get("loss") != "max"
+    return tuple(raw) if is_sound else ()
 
 
 def names_in(record: Sequence[str]) -> dict[str, str]:

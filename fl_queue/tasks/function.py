@@ -88,7 +88,7 @@ class FunctionTask(Task):
         ConfigError: ``[task]`` is not what the function takes.
     """
 
-    unmarked = ("_kept", "_loss", "_hooks")
+    unmarked = ("_kept", "_loss", "_hooks", "_metrics")
 
     def __init__(self, config: RunConfig, name: str, function: Callable[..., Any]) -> None:
         super().__init__(config)
@@ -182,12 +182,12 @@ class FunctionTask(Task):
         found, count = self._found_labels(parts, dataset), size_of(dataset)
         if found is not None and found.shape == (count,) and found.dtype.kind in "iub":
             return found.astype(np.int64)
-        if parts.labels is None and not self._needs_labels():
+        if parts.labels is None and not self._by_class():
             return np.zeros(count, np.int64)
+        rest = f", or set {' and '.join(self._by_class())}" if parts.labels is None else ""
         raise ConfigError(
             "data.partition" if parts.labels is None else "run.task",
-            f"{self.name} gives no class, a whole number, for each training sample; return "
-            "`labels` (N,), or set data.partition to iid or site",
+            f"{self.name} gives no class, a whole number, for each training sample; return `labels` (N,){rest}",
             public=True,
         )
 
@@ -195,14 +195,18 @@ class FunctionTask(Task):
         if parts.labels is not None:
             return np.asarray(_asked(parts.labels))
         targets = _targets(dataset)
-        if targets is None and self._needs_labels():
+        if targets is None and self._by_class():
             return np.asarray([int(target_of(dataset[index])) for index in range(size_of(dataset))])
         return targets
 
-    def _needs_labels(self) -> bool:
+    def _by_class(self) -> list[str]:
+        """What to set so that no sample is drawn by its class; empty: it is so."""
         data = self.config.data
-        by_class = data.train_per_class or data.validation_per_class
-        return data.partition in _BY_CLASS or bool(by_class)
+        found = ["data.partition to iid or site"] if data.partition in _BY_CLASS else []
+        drawn = (
+            name for name in ("train_per_class", "validation_per_class") if getattr(data, name)
+        )
+        return [*found, *(f"data.{name} to []" for name in drawn)]
 
 
 def _arguments(name: str, function: Callable[..., Any], config: RunConfig) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,12 @@ from fl_queue.models import selection
 from fl_queue.protocol.header import Header
 from fl_queue.protocol.records import METRICS
 from fl_queue.store import Store
+from fl_queue.store.embedded.server_pair import start
+from tests.support.checkout import ROOT
+from tests.support.federation import Federation
 from tests.support.manual_run import ManualRun
 from tests.support.recorded_rounds import add_rounds, record
+from tests.support.server_binaries import chosen_server
 
 OWN = ("run.task=mine:Mine", "run.preflight=off")
 DECLARED = ("dice:max", "iou:max", "loss:min")
@@ -78,6 +83,14 @@ def test_a_declaration_that_cannot_be_read_is_none(store: Store, tmp_path: Path)
     assert (hand.state.state, hand.state.metrics) == ("training", ())
 
 
+def test_a_maker_of_an_older_release_declares_nothing_and_the_run_goes_on(
+    store: Store, tmp_path: Path
+) -> None:
+    hand = ManualRun(store, tmp_path, "ab", 3, *OWN, "run.select=dic:max")
+    assert (hand.state.state, hand.state.round, hand.state.metrics) == ("training", 1, ())
+    assert not store.control.redis.hexists(f"flq:{{{hand.run}}}", "metrics")
+
+
 def test_the_first_declared_metric_selects_and_a_continued_run_is_checked(
     store: Store, tmp_path: Path
 ) -> None:
@@ -96,3 +109,59 @@ def test_the_first_declared_metric_selects_and_a_continued_run_is_checked(
     wrong = loading.load("mnist-3v7", ("round.cohort=2", *OWN, "run.select=dice:min"), {})
     with pytest.raises(ConfigError, match="write dice:max"):
         runs.start_run(store, hand.state.name, wrong, 3)
+
+
+TASK = """
+import torch
+from torch import nn
+from torch.utils.data import TensorDataset
+from fl_queue.metrics import Mean
+
+def rows():
+    drawn = torch.Generator().manual_seed(1)
+    x = torch.randn(200, 3, generator=drawn)
+    return TensorDataset(x, x.sum(1, keepdim=True) + 5)
+
+def sums(output, batch):
+    return {"biased": (output - batch[1]).sum()}
+
+def task():
+    return {
+        "model": nn.Linear(3, 1), "train": rows, "loss": nn.functional.mse_loss, "own_sums": sums,
+        "metrics": ["regression", Mean("bias", "biased", "min")],
+    }
+"""
+
+
+#: The config's own split draws samples by class.
+NO_CLASSES = ("data.partition=iid", "data.train_per_class=[]", "data.validation_per_class=[]")
+
+
+@pytest.fixture
+def sites(tmp_path: Path, no_process_left: None) -> Iterator[Federation]:
+    """An aggregator and two clients with a task that declares its metrics."""
+    (tmp_path / "lines.py").write_text(TASK)
+    environment = {"PYTHONPATH": f"{tmp_path}:{ROOT}"}
+    with start(tmp_path / "state", server=chosen_server()) as redis:
+        made = Federation(redis, tmp_path, 2, environment, "lines:task", evaluator=False)
+        try:
+            yield made
+        finally:
+            made.close()
+
+
+def test_a_regression_is_judged_by_what_it_declares(sites: Federation) -> None:
+    run = sites.begin(
+        "lines", "run.task=lines:task", "run.rounds=3", "round.cohort=1.0", "run.evaluate_every=0",
+        "run.stop_when=r2 > 2", "train.learning_rate=0.05", *NO_CLASSES,
+    )  # fmt: skip
+    ended = sites.finish(run)
+    assert (ended.state, ended.reason) == ("completed", "")
+    state = sites.store.control.runs.get(run)
+    assert state is not None
+    assert state.metrics == ("mae:min", "rmse:min", "r2:max", "bias:min", "loss:min")
+    found = selection.validation_metrics(sites.store, run)
+    assert found[3]["mae"] < found[0]["mae"]
+    assert found[3]["rmse"] ** 2 == pytest.approx(found[3]["loss"], rel=1e-5)
+    assert found[3].keys() == {"loss", "mae", "rmse", "r2", "bias"}
+    assert selection.best_version(sites.store, run, runs.current_config(sites.store, run)) == 3

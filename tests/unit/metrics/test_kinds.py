@@ -135,3 +135,40 @@ def test_sums_of_a_task_that_cannot_be_used_are_refused(own: Any, text: str) -> 
     with pytest.raises(ConfigError, match=text) as refused:
         evaluate(nn.Identity(), data, lambda o, t: o.sum(), options=options)
     assert "Smith" not in refused.value.public
+
+
+@pytest.mark.parametrize(
+    ("raw", "is_read"),
+    [
+        (["dice:max", "loss:min"], True),
+        (["accuracy", "loss"], True),
+        ([f"m{n}:max" for n in range(64)], True),
+        ([f"m{n}:max" for n in range(65)], False),
+        (["m" * 64 + ":max"], True),
+        (["m" * 65 + ":max"], False),
+        (["dice:max", "dice:min"], False),
+        (["dice", "dice"], False),
+        (["loss:max"], False),
+        (["dice:best"], False),
+        (["dice:max\n"], False),
+        (["DICE:max"], False),
+        (["<b>:max"], False),
+        ([["dice"]], False),
+        ({"dice": "max"}, False),
+        ("dice:max", False),
+        (None, False),
+    ],
+)
+def test_a_record_that_another_machine_has_written_is_read_whole_or_not_at_all(
+    raw: Any, is_read: bool
+) -> None:
+    assert metrics.parse_record(raw) == (tuple(raw) if is_read else ())
+
+
+def test_every_list_that_may_be_declared_can_be_recorded() -> None:
+    most = declared([Mean(f"m{n}" + "x" * 40, "hits") for n in range(63)])
+    assert metrics.parse_record(most.to_record()) == tuple(most.to_record())
+    with pytest.raises(ConfigError, match="65 metrics with the loss; declare 64 at most"):
+        declared([Mean(f"m{n}", "hits") for n in range(64)])
+    kinds = declared(["classification", "multilabel", "regression", "segmentation", "language"])
+    assert metrics.parse_record(kinds.to_record()) == tuple(kinds.to_record())

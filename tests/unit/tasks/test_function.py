@@ -194,6 +194,30 @@ def test_what_cannot_be_used_is_named(
 
 
 @pytest.mark.parametrize(
+    ("data", "fix"),
+    [
+        ({"partition": "shards"}, "set data.partition to iid or site"),
+        ({"partition": "iid", "train_per_class": [1, 2]}, "set data.train_per_class to []"),
+        ({"partition": "site", "validation_per_class": [1, 2]}, "set data.validation_per_class to []"),
+        (
+            {"partition": "label_count", "labels_per_client": 1, "train_per_class": [1, 2]},
+            "set data.partition to iid or site and data.train_per_class to []",
+        ),
+    ],
+)  # fmt: skip
+def test_samples_without_classes_are_split_after_the_change_that_the_error_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: dict[str, object], fix: str
+) -> None:
+    source = "def made(): return nn.Linear(2, 1), TensorDataset(torch.rand(9, 2), torch.rand(9))"
+    name = module_of(tmp_path, monkeypatch, source)
+    config = config_of(f"{name}:made", **data)
+    own = load_task(f"{name}:made", config, [f"{name}:*"])
+
+    with pytest.raises(ConfigError, match=re.escape(f"return `labels` (N,), or {fix}") + "$"):
+        own.client_data(context_of(config))
+
+
+@pytest.mark.parametrize(
     "data", [{"partition": "shards"}, {"train_per_class": [1, 2]}], ids=["partition", "per class"]
 )
 def test_a_split_by_class_needs_classes(
