@@ -102,7 +102,6 @@ class _Model:
         self.manifest = Manifest.from_json(file.manifest)
         nbytes = codec.encoded_nbytes(file.codec, self.manifest)
         self.body = _mapped(state_dir, file.place, nbytes)
-        self._base: Mapped | None = None
         layout = state_manifest(self.manifest)
         self.server: State = {
             name: tensor_layout.views(layout, _mapped(state_dir, place, layout.nbytes).view)
@@ -115,7 +114,7 @@ class _Model:
 
     def fetch_base_part(self) -> memoryview:
         """
-        The body of the run's base part, its digest checked once a version.
+        The body of the run's base part, its digest checked.
 
         Raises:
             DataError: It is not at this site, and not published.
@@ -126,17 +125,15 @@ class _Model:
             raise missing(base)
         if base is None or self.file.base is None:
             raise _NeedsBase
-        if self._base is None:
-            try:
-                found = _mapped(self._state_dir, self.file.base, base.nbytes)
-            except TrainingLost as exc:
-                log.warning("the base part is fetched again: %s", exc)
-                raise _NeedsBase from exc
-            if not base.is_of(found.view):
-                log.warning("%s is damaged: the base part is fetched again", self.file.base)
-                raise _NeedsBase
-            self._base = found
-        return self._base.view
+        try:
+            found = _mapped(self._state_dir, self.file.base, base.nbytes)
+        except TrainingLost as exc:
+            log.warning("the base part is fetched again: %s", exc)
+            raise _NeedsBase from exc
+        if not base.is_of(found.view):
+            log.warning("%s is damaged: the base part is fetched again", self.file.base)
+            raise _NeedsBase
+        return found.view
 
 
 class Resident:
