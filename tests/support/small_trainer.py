@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from fl_queue.client.trainer import fork_server, protocol
-from fl_queue.client.trainer.serve import Reply
+from fl_queue.client.trainer.serve import COMPILER, Reply
 
 SLEEP = [sys.executable, "-c", "import time; time.sleep(600)"]
 #: Starts a process in a session of its own and ends.
@@ -129,6 +129,10 @@ class Handler:
     def change(self, body: Any, report: Any) -> None:
         """Leave something behind."""
         self.changed = ["task attribute 'seen'"]
+
+    def compile(self, body: Any, report: Any) -> None:
+        """Have torch's compiler, as far as its worker can see."""
+        sys.modules[COMPILER] = sys.modules[__name__]
 
     def eat(self, body: dict[str, Any], report: Any) -> None:
         """Keep memory."""

@@ -38,6 +38,8 @@ STOP_S = 2.0
 _END_S = 5.0
 #: Longest time between an answer and the report that its process is idle, seconds.
 TIDY_S = 20.0
+#: Longest time from a request for a trainer to its start, that of a fork server included, seconds.
+FORK_S = 120.0
 #: A process that ends closes its socket so much earlier at most, seconds.
 _CLOSED_S = 1.0
 _READ_BYTES = 1 << 18
@@ -62,14 +64,21 @@ class ForkServerProcess:
     Args:
         command: Of the process; ``--control FD --parent PID`` are added.
         environment: Its whole environment; without anything of Redis.
+        fork_s: It is ended when it has not forked after so long.
     """
 
-    def __init__(self, command: Sequence[str], environment: Mapping[str, str]) -> None:
+    def __init__(
+        self, command: Sequence[str], environment: Mapping[str, str], fork_s: float = FORK_S
+    ) -> None:
         self._command, self._environment = list(command), dict(environment)
+        self._fork_s = fork_s
         self._process: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
-        self._statuses: dict[int, int] = {}
+        #: Pid of each trainer that is not forgotten -> its exit status; None: it has not ended.
+        self._statuses: dict[int, int | None] = {}
         self._forks = 0
+        #: Since when forks have been asked for, and none has come; None: none is out.
+        self._silent_since: float | None = None
 
     @property
     def pid(self) -> int:
@@ -89,6 +98,7 @@ class ForkServerProcess:
             )
         self._control = control
         self._statuses.clear()
+        self._silent_since = None
 
     def end(self) -> None:
         """End the process, if it lives, and with it its trainers."""
@@ -104,8 +114,12 @@ class ForkServerProcess:
         """
         A new trainer; waits for a fork server that is just starting.
 
+        One that hangs is ended. An attempt that ends meanwhile ends none that has been silent for less than
+        ``fork_s``: where rounds are shorter than its start, there would never be one. The time counts from the
+        first attempt on.
+
         Raises:
-            TrainingLost: The fork server ended twice in a row.
+            TrainingLost: The fork server ended, or hung, twice in a row.
         """
         for _ in range(2):
             self.start()
@@ -116,8 +130,17 @@ class ForkServerProcess:
                 self.end()
         raise _lost("its training process could not be started; see the log of its worker")
 
+    def _patience(self) -> float:
+        """How much longer the fork that is out may take, seconds."""
+        now = time.monotonic()
+        if self._silent_since is None:
+            self._silent_since = now
+        return self._silent_since + self._fork_s - now
+
     def _why_ended(self, error: Exception) -> str:
         assert self._process is not None
+        if isinstance(error, TimeoutError):
+            return str(error)
         with suppress(subprocess.TimeoutExpired):
             return f"status {self._process.wait(_END_S)}"
         return str(error)
@@ -130,40 +153,53 @@ class ForkServerProcess:
             mine, other = socket.socketpair()
             unused.callback(mine.close)
             with other:
-                send_packet(self._control, {"fork": number}, [other.fileno()])
+                send_packet(self._control, {"fork": number}, [other.fileno()], socket.MSG_DONTWAIT)
             while True:
+                if not _is_readable(self._control.fileno(), self._patience()):
+                    raise TimeoutError(f"it has not forked in {self._fork_s:g} s")
                 values, descriptors = self._receive()
                 # That of an attempt which was ended meanwhile: its process ends with its socket.
                 if values.get("forked") != number:
                     _close(descriptors)
                     continue
-                [pidfd] = descriptors
+                [pidfd], pid = descriptors, int(values["pid"])
                 unused.pop_all()
-                return Forked(int(values["pid"]), pidfd, mine)
+                # That of an earlier process of the same pid is not its own.
+                self._statuses[pid] = None
+                return Forked(pid, pidfd, mine)
 
     def status_of(self, pid: int) -> int | None:
         """Exit status of an ended trainer, as ``os.waitpid`` has it; None: it died with the fork server."""
         until = time.monotonic() + _END_S
         with suppress(OSError, MessageError, EOFError):
-            while pid not in self._statuses and (left := until - time.monotonic()) > 0:
+            while self._is_awaited(pid) and (left := until - time.monotonic()) > 0:
                 if self._control is None or not _is_readable(self._control.fileno(), left):
                     break
                 _close(self._receive()[1])
         return self._statuses.pop(pid, None)
 
+    def forget(self, pid: int) -> None:
+        """Keep no exit status of a trainer any more."""
+        self._statuses.pop(pid, None)
+
+    def _is_awaited(self, pid: int) -> bool:
+        return pid in self._statuses and self._statuses[pid] is None
+
     def preload(self, module: str) -> None:
         """Have later trainers find a module imported."""
         if self._control is not None:
             with suppress(OSError):
-                send_packet(self._control, {"import": module})
+                send_packet(self._control, {"import": module}, flags=socket.MSG_DONTWAIT)
 
     def _receive(self) -> tuple[dict[str, Any], list[int]]:
         assert self._control is not None
         packet = receive_packet(self._control)
         if packet is None:
             raise EOFError("it has closed its socket")
-        if "ended" in packet.values:
-            self._statuses[int(packet.values["ended"])] = int(packet.values["status"])
+        if (pid := packet.values.get("ended")) in self._statuses:
+            self._statuses[pid] = int(packet.values["status"])
+        if "forked" in packet.values:
+            self._silent_since = None
         return packet.values, packet.descriptors
 
 

@@ -14,6 +14,7 @@ import os
 import secrets
 import socket
 import struct
+from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -150,10 +151,24 @@ class Packet(NamedTuple):
 
 
 def send_packet(
-    connection: socket.socket, values: Mapping[str, Any], descriptors: Sequence[int] = ()
+    connection: socket.socket,
+    values: Mapping[str, Any],
+    descriptors: Sequence[int] = (),
+    flags: int = 0,
 ) -> None:
-    """Send a message over a control socket. Raises OSError when the other end is gone."""
-    socket.send_fds(connection, [safe_json.dumps(dict(values)).encode()], list(descriptors))
+    """
+    Send a message over a control socket.
+
+    Args:
+        flags: Of ``sendmsg``.
+
+    Raises:
+        OSError: The other end is gone, or (``MSG_DONTWAIT``) has not read what was sent before.
+    """
+    data = safe_json.dumps(dict(values)).encode()
+    rights = array("i", descriptors)
+    # socket.send_fds of Python 3.11 takes flags, and leaves them out.
+    connection.sendmsg([data], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)], flags)
 
 
 def receive_packet(connection: socket.socket) -> Packet | None:

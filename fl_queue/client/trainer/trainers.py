@@ -72,6 +72,8 @@ class Trainers:
         self._at_work: Trainer | None = None
         self._reloaded = self._reload_token()
         self._preload_at: float | None = None
+        #: Pid of the fork server that has been asked to import the compiler.
+        self._preloaded_in = 0
 
     def start(self) -> None:
         """Start the fork server, so that the first job finds it ready."""
@@ -86,9 +88,12 @@ class Trainers:
         try:
             return trainer.ask(job, body, on_progress)
         finally:
-            self._at_work = None
-            if trainer.is_ended:
-                self._forget(key)
+            # Last: until then a second signal must find a trainer at work, and not raise in the middle.
+            try:
+                if trainer.is_ended:
+                    self._forget(key)
+            finally:
+                self._at_work = None
 
     def stop(self) -> None:
         """Have the trainer that is at work answer soon; from any thread, or a signal handler."""
@@ -121,7 +126,7 @@ class Trainers:
         self._make_room(len(self._kept) + 1)
         self._offspring.end([self._server.pid])
         if self._preload_at is not None and now > self._preload_at:
-            self._preload_at = None
+            self._preload_at, self._preloaded_in = None, self._server.pid
             self._server.preload(COMPILER)
 
     def reap(self) -> None:
@@ -180,7 +185,8 @@ class Trainers:
         most = 2 * self._second_job.get(trainer.pid, idle.private_bytes) + _LEAK_BYTES
         if idle.private_bytes > most:
             return f"it has grown to {_mib(idle.private_bytes)}"
-        if idle.has_compiler and self._preload_at is None:
+        is_preloaded = self._preloaded_in == self._server.pid
+        if idle.has_compiler and not is_preloaded and self._preload_at is None:
             self._preload_at = time.monotonic() + _PRELOAD_S
         return ""
 
@@ -219,6 +225,7 @@ class Trainers:
         """Forget a trainer that has ended, and end what it has left."""
         trainer = self._kept.pop(key)
         self._second_job.pop(trainer.pid, None)
+        self._server.forget(trainer.pid)
         self._offspring.end([self._server.pid])
 
 

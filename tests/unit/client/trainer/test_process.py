@@ -16,7 +16,7 @@ import pytest
 from rq.timeouts import JobTimeoutException, UnixSignalDeathPenalty
 
 from fl_queue.client.trainer.environment import of_trainers
-from fl_queue.client.trainer.process import STOP_S, ForkServerProcess
+from fl_queue.client.trainer.process import FORK_S, STOP_S, ForkServerProcess
 from fl_queue.client.trainer.protocol import MAX_BYTES
 from fl_queue.client.trainer.trainers import Limits, Trainers
 from fl_queue.common.processes import children
@@ -29,8 +29,8 @@ COMMAND = [sys.executable, "-m", "tests.support.small_trainer"]
 KEY = ("run-aaaaaa", 0)
 
 
-def server() -> ForkServerProcess:
-    return ForkServerProcess(COMMAND, {**os.environ, "PYTHONPATH": str(ROOT)})
+def server(fork_s: float = FORK_S) -> ForkServerProcess:
+    return ForkServerProcess(COMMAND, {**os.environ, "PYTHONPATH": str(ROOT)}, fork_s)
 
 
 @pytest.fixture
