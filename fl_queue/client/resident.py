@@ -260,7 +260,7 @@ class Resident:
         )
         result = trainer.train(
             lambda epoch, epochs, finished: job.report(
-                Progress(epoch=epoch, epochs=epochs, finished=finished, logged=logged.means())
+                Progress.of_epoch(epoch, epochs, finished, logged.means())
             ),
             base.body.unload,
             data,

@@ -28,6 +28,8 @@ from fl_queue.protocol.header import (
 
 #: Levels, and values of all tables, of a run's config.
 _CONFIG_DEPTH, _CONFIG_ITEMS, _CONFIG_TEXT = 16, 1 << 16, 1 << 20
+#: Largest number of an event.
+_MOST = 2**53
 _NAME = r"[^/\0]{1,255}"
 
 #: Relative to the state folder, its parts as ``paths.below`` takes them.
@@ -179,6 +181,27 @@ class Progress(_Message):
     epochs: Size
     finished: Numbers = field(default_factory=dict)
     logged: Numbers = field(default_factory=dict)
+
+    @classmethod
+    def of_epoch(
+        cls, epoch: int, epochs: int, found: Mapping[str, float], logged: Mapping[str, float]
+    ) -> Self:
+        """
+        An ended epoch: of what a task reports, that which its event has, within the event's limits.
+
+        Args:
+            epoch, epochs: Whole numbers from 1.
+            found: Any number of metrics, under any names.
+            logged: As ``TrainingLog.means`` has it, which is bounded.
+        """
+        finished = {
+            name: found[name]
+            for name in ("accuracy", "loss")
+            if name in found and -_MOST <= found[name] <= _MOST
+        }
+        return cls(
+            epoch=min(epoch, _MOST), epochs=min(epochs, _MOST), finished=finished, logged=logged
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -146,7 +146,7 @@ def trained(
     """Train a model; sums of the training."""
 
     def report(epoch: int, epochs: int, found: Mapping[str, float]) -> None:
-        on_epoch(plain_numbers.number(epoch), plain_numbers.number(epochs), _finished(task, found))
+        on_epoch(_counted(task, epoch), _counted(task, epochs), _finished(task, found))
 
     with LocalTraining(model, context.rule).watching() as training:
         found = task.train(model, data, replace(context, training=training), report)
@@ -188,6 +188,19 @@ def described(task: Task, data: ClientData) -> Mapping[str, str | list[Any]]:
             raise _wrong(task, "describe", value, "a text or a list of names", f" as {key[:80]}")
         plain[key] = names_of if isinstance(names_of, str) else list(names_of)
     return plain
+
+
+def _counted(task: Task, value: Any) -> int:
+    """The number of an epoch, or how many there are, as Python's."""
+    count = plain_numbers.number(value)
+    if type(count) is not int or count < 1:
+        raise ConfigError(
+            "run.task",
+            f"train() of {task.config.run.task} calls on_epoch with an epoch, or a number of epochs, that is no "
+            "whole number from 1; call on_epoch(epoch, epochs, metrics) with the first epoch as 1",
+            public=True,
+        )
+    return count
 
 
 def _finished(task: Task, found: Any) -> dict[str, float]:

@@ -214,6 +214,8 @@ def _reports(task: Task, data: ClientData, context: ClientContext, on_epoch: OnE
             was_training = model.training
             found = finish(calls.evaluated(task, model, data.validation, context))
             model.train(was_training)
-            on_epoch(min(round(state.epoch), context.epochs), context.epochs, found)
+            # One that max_steps has cut short is less than half an epoch.
+            epoch = max(1, min(round(state.epoch), context.epochs))
+            on_epoch(epoch, context.epochs, found)
 
     return Reports()

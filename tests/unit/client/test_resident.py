@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from fl_queue.client.resident import Resident
 from fl_queue.config.run_config import RunConfig
 from fl_queue.protocol.trainer_messages import Call, KeptState, ModelFile, Progress
 from fl_queue.store.jobs.rq_types import TimedOut
+from fl_queue.tasks.mnist import ThreesAndSevens
 from fl_queue.training import stopping
 from tests.support.site_rounds import SiteRounds, settings_of
 
@@ -33,6 +35,25 @@ def test_an_update_lies_in_the_outbox_under_the_token_of_its_request(rounds: Sit
     assert (header.kind, header.token, header.round) == ("update", "token-train-1", 1)
     assert [(one.epoch, one.epochs) for one in rounds.reports] == [(0, 2), (1, 2), (2, 2)]
     assert all("accuracy" in one.finished for one in rounds.reports[1:])
+
+
+def test_whatever_a_task_reports_of_an_epoch_passes_to_its_worker(
+    rounds: SiteRounds, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = ThreesAndSevens.train
+
+    def train(self: Any, model: Any, data: Any, context: Any, on_epoch: Any) -> Any:
+        many = {f"metric_{number}": 1.0 for number in range(300)}
+        on_epoch(2**70, 2**70, {**many, "accuracy": 2**70, "loss": 0.5, "x" * 5000: 1.0})
+        return original(self, model, data, context, on_epoch)
+
+    monkeypatch.setattr(ThreesAndSevens, "train", train)
+    rounds.train(1)
+    received = [Progress.from_dict(json.loads(json.dumps(one.to_dict()))) for one in rounds.reports]
+
+    assert [one.epoch for one in received] == [0, 2**53, 1, 2]
+    assert received[1].finished == {"loss": 0.5}
+    assert set(received[2].finished) == {"accuracy", "loss"}
 
 
 def test_each_call_has_its_answer(rounds: SiteRounds) -> None:

@@ -80,3 +80,24 @@ def test_a_metric_that_the_task_lacks_is_found_before_a_run(
     assert tried("mae:min") == ""
     assert "accuracy is not what" in tried("accuracy:max")
     assert "choose one of loss, mae" in tried("accuracy:max")
+
+
+@pytest.mark.parametrize("count", [1.0, np.float32(1), 0, -1, True, "1", None, torch.ones(2)])
+@pytest.mark.parametrize("place", [0, 1])
+def test_an_epoch_that_is_no_whole_number_from_1_is_refused_by_name(
+    monkeypatch: pytest.MonkeyPatch, count: Any, place: int
+) -> None:
+    counts = [1, 1]
+    counts[place] = count
+
+    def train(self: Task, model: Any, data: Any, context: Any, on_epoch: Any) -> Any:
+        on_epoch(*counts, {})
+        return {}
+
+    loaded = loading.load("mnist-3v7", ("run.task=here:Bad",), {})
+    monkeypatch.setattr(
+        trial, "load_task", lambda *args: type("Bad", (Good,), {"train": train})(loaded)
+    )
+    with pytest.raises(ConfigError, match=r"train\(\) of here:Bad calls on_epoch with") as refused:
+        trial.run_trial(loaded)
+    assert refused.value.field == "run.task"
