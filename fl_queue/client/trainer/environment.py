@@ -39,6 +39,8 @@ _KEPT = frozenset(
 _SECRET = frozenset({"CREDENTIALS_DIRECTORY", operator_key.VARIABLE})
 #: URLs of Redis, with or without a password, under whatever name.
 _URL = re.compile(r"(redis|rediss|unix|sentinel)s?(\+\w+)?://", re.IGNORECASE)
+#: Names of passwords of Redis that come in no URL: that of ``redis-cli``, and what others use.
+_PASSWORD = re.compile(r"redis.*(pass|auth)", re.IGNORECASE)
 #: Pid of the worker, for faults that tests inject.
 WORKER_PID = "FLQ_SITE_WORKER_PID"
 
@@ -68,4 +70,4 @@ def of_trainers(environ: Mapping[str, str], threads: int) -> dict[str, str]:
 def _may_stay(name: str, value: str) -> bool:
     if name.startswith("FLQ_"):
         return name in _KEPT
-    return name not in _SECRET and not _URL.search(value)
+    return name not in _SECRET and not _PASSWORD.search(name) and not _URL.search(value)

@@ -20,6 +20,10 @@ SECRETS = {
     "CREDENTIALS_DIRECTORY": "/secret",
     "BROKER": "rediss://user:secret@host:6380",
     "CACHE": "redis+sentinel://:secret@host",
+    "REDISCLI_AUTH": "secret",
+    "REDIS_PASSWORD": "secret",
+    "MY_REDIS_BLOB_PASS": "secret",
+    "redis_auth_token": "secret",
     "SOCKET": "unix://:secret@/run/redis.sock",
 }
 
