@@ -171,7 +171,9 @@ class ImageFolderTask(Task):
         weight = torch.tensor(weights, dtype=torch.float32, device=context.device)
 
         def loss(output: Tensor, target: Tensor) -> Tensor:
-            return functional.cross_entropy(output, target, weight=weight)
+            # A mean over the samples: torch's own is over the weights of the batch, so that a batch of one class
+            # would have no weight, and a step its size by the classes that happen to be in its batches.
+            return functional.cross_entropy(output, target, weight=weight, reduction="none").mean()
 
         return loss
 

@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional
+from torch.utils.data import TensorDataset
 
 from fl_queue.client.local_update import evaluate_version, initial_model, train_update
 from fl_queue.config import loading
@@ -20,6 +22,7 @@ from fl_queue.tasks.image_folder import ImageFiles, ImageFolderTask, balanced
 from fl_queue.tasks.images import augmentation
 from fl_queue.tasks.loading import load_task
 from fl_queue.training.data_loading import LoaderSettings, iterate_batches
+from fl_queue.training.sgd import local_sgd
 from tests.support.images import save_image
 
 IMAGE = torch.rand(3, 16, 16, generator=torch.Generator().manual_seed(5))
@@ -124,7 +127,8 @@ def test_the_training_loss_has_the_weights_and_an_evaluation_has_none(
     weight = torch.tensor(balanced(labels, 2) if chosen == "balanced" else [1.0, 3.0])
     output, target = torch.tensor([[1.0, 2.0], [0.5, 0.0]]), torch.tensor([0, 1])
     found = task.training_loss(data, context)(output, target)
-    assert torch.equal(found, functional.cross_entropy(output, target, weight=weight))
+    each = functional.cross_entropy(output, target, reduction="none")
+    torch.testing.assert_close(found, (weight[target] * each).mean())
     assert torch.equal(
         task.loss_in(context)(output, target), functional.cross_entropy(output, target)
     )
@@ -134,6 +138,24 @@ def test_the_training_loss_has_the_weights_and_an_evaluation_has_none(
     equal = train_update(plain, manifest, arrays, context)
     assert weighted.metrics == equal.metrics
     assert weighted.train_metrics["loss_sum"] != equal.train_metrics["loss_sum"]
+
+
+def test_weights_count_alike_in_batches_of_any_size(folder: Path) -> None:
+    task, context = made(folder, class_weights="1,30")
+    loss = task.training_loss(task.client_data(context), context)
+    drawn = torch.Generator().manual_seed(2)
+    rows = TensorDataset(torch.randn(8, 3, generator=drawn), torch.tensor([0, 1, 0, 0, 0, 0, 1, 1]))
+    found = []
+    for size, accumulate in ((8, 1), (4, 2), (1, 8)):
+        torch.manual_seed(0)
+        model = nn.Linear(3, 2)
+        sums = local_sgd(
+            model, rows, loss, seed=1, epochs=1, batch_size=size, accumulate=accumulate, learning_rate=0.1
+        )  # fmt: skip
+        found.append((model.weight.detach(), sums["loss_sum"]))
+    for weight, total in found[1:]:
+        torch.testing.assert_close(weight, found[0][0])
+        assert total == pytest.approx(found[0][1])
 
 
 def test_weights_that_cannot_be_used_are_refused(folder: Path) -> None:
