@@ -7,6 +7,7 @@ Imports torch. No Redis here.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import reduce
 from numbers import Number
 from typing import Any
 
@@ -48,7 +49,8 @@ def pad(samples: Sequence[Any], value: Filling = 0) -> Any:
             (0 for a key that is not there).
 
     Returns:
-        As ``default_collate`` makes it; a tensor of sizes (B, largest of each dimension).
+        As ``default_collate`` makes it; a tensor of sizes (B, largest of each dimension), of a dtype that
+        holds the numbers of all samples.
     """
     first = samples[0]
     if isinstance(first, Mapping):
@@ -61,7 +63,10 @@ def pad(samples: Sequence[Any], value: Filling = 0) -> Any:
         ]
         return as_named(first, parts) if hasattr(first, "_fields") else parts
     if isinstance(first, (Tensor, np.ndarray, list, tuple)):
-        return _padded([torch.as_tensor(one) for one in samples], value)
+        tensors = [torch.as_tensor(one) for one in samples]
+        # An empty list has no numbers from which its dtype could be known.
+        known = [one.dtype for one, of in zip(tensors, samples, strict=True) if _has_dtype(of)]
+        return _padded(tensors, value, reduce(torch.promote_types, known or [tensors[0].dtype]))
     return default_collate([*samples])
 
 
@@ -82,10 +87,14 @@ def _is_numbers(value: Sequence[Any]) -> bool:
     return all(isinstance(one, Number) for one in value)
 
 
-def _padded(tensors: list[Tensor], value: Any) -> Tensor:
+def _has_dtype(value: Any) -> bool:
+    return isinstance(value, (Tensor, np.ndarray)) or len(value) > 0
+
+
+def _padded(tensors: list[Tensor], value: Any, dtype: torch.dtype) -> Tensor:
     """Tensors (...) of one number of dimensions as one (B, largest of each dimension)."""
     sizes = [max(sizes) for sizes in zip(*(one.shape for one in tensors), strict=True)]
-    batch = tensors[0].new_full((len(tensors), *sizes), value)
+    batch = tensors[0].new_full((len(tensors), *sizes), value, dtype=dtype)
     for row, one in zip(batch, tensors, strict=True):
         row[tuple(slice(size) for size in one.shape)] = one
     return batch

@@ -55,6 +55,26 @@ def test_each_part_has_its_filling_and_all_dimensions_are_filled() -> None:
     assert named.words.shape == (2, 2)
 
 
+@pytest.mark.parametrize(
+    ("rows", "dtype"),
+    [
+        ([[1, 2], [0.5, 1.5, 2.5]], torch.float32),
+        ([[0.5, 1.5, 2.5], [1, 2]], torch.float32),
+        ([torch.tensor([1]), torch.tensor([0.5], dtype=torch.float64)], torch.float64),
+        ([np.array([True]), np.array([7], np.int32)], torch.int32),
+        ([[], [1, 2]], torch.int64),
+        ([[1, 2], []], torch.int64),
+        ([[], []], torch.float32),
+        ([torch.tensor([1.0]), np.array([], np.int64)], torch.float32),
+    ],
+)
+def test_the_numbers_of_all_samples_decide_the_dtype(rows: list[Any], dtype: torch.dtype) -> None:
+    found = pad(rows)
+    assert found.dtype == dtype
+    for row, padded in zip(rows, found.tolist(), strict=True):
+        assert padded[: len(row)] == [float(one) for one in row]
+
+
 def lengths(index: int) -> int:
     return 9 if index == 41 else 12
 
