@@ -42,6 +42,8 @@ class LocalRule:
         self.anchors, self.offsets = dict(anchors or {}), dict(offsets or {})
         #: Whether local SGD knew of it: a task may train in another way.
         self.is_used = False
+        #: Whether a step is under way to whose gradients the terms have been added.
+        self.is_in_step = False
         self.steps = 0
         self._rooms: dict[torch.Size, Tensor] = {}
         #: Parameters that a step with the terms may have changed.

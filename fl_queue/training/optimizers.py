@@ -71,7 +71,15 @@ class TorchUpdater:
             rule.add_terms(one for group in self.optimizer.param_groups for one in group["params"])
         for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
             group["lr"] = rate * factor
-        self.optimizer.step()
+        if rule is None:
+            self.optimizer.step()
+            return
+        # An own optimizer may step others, whose gradients have the terms already.
+        rule.is_in_step = True
+        try:
+            self.optimizer.step()
+        finally:
+            rule.is_in_step = False
 
     def state(self) -> dict[nn.Parameter, dict[str, Tensor]]:
         """As of ``Updater``."""

@@ -36,7 +36,7 @@ class LocalTraining:
 
     While it is ``watching``, each step of an optimizer of torch that holds parameters of the model is counted, after
     the strategy's terms have been added to the gradients. Steps by ``local_sgd``, which adds them itself, are passed
-    over. For optimizers that are not torch's there are ``add_terms`` and ``count_step``.
+    over, and with them the steps of other optimizers within one of those. For optimizers that are not torch's there are ``add_terms`` and ``count_step``.
 
     Args:
         model: The model in training.
@@ -100,8 +100,11 @@ class LocalTraining:
         self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> _Arguments | None:
         """The hook before a step. Args: ``args``: the optimizer, and perhaps a closure."""
-        held, rule = self._of_model(optimizer), self._rule
-        if not held or rule is None or is_stepped_here(optimizer):
+        rule = self._rule
+        if rule is None or rule.is_in_step:
+            return None
+        held = self._of_model(optimizer)
+        if not held or is_stepped_here(optimizer):
             return None
         if rule.has_terms or rule.only_sgd:
             self._check(optimizer, held, rule)

@@ -21,6 +21,7 @@ from fl_queue.strategies.gradient_sum import accumulated
 from fl_queue.tasks.base import ClientData, OnEpoch, Task
 from fl_queue.tasks.context import ClientContext
 from fl_queue.training.local_rule import LocalRule
+from fl_queue.training.sgd import local_sgd
 from fl_queue.training.step_hook import LocalTraining
 
 ROWS, RATE, EPOCHS = 20, 0.05, 3
@@ -282,6 +283,49 @@ class Wrapping(torch.optim.SGD):
 
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         self.inner.step()
+
+
+class WithoutHooks(Wrapping):
+    """The same, by a step of which torch knows nothing."""
+
+    def __init__(self, parameters: Iterable[nn.Parameter]) -> None:
+        super().__init__(parameters)
+        self.step = lambda closure=None: self.inner.step()  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize("kind", [torch.optim.SGD, Wrapping, WithoutHooks])
+@pytest.mark.parametrize("mu", [0.0, 0.7])
+def test_an_own_optimizer_that_wraps_another_has_the_terms_once(kind: Any, mu: float) -> None:
+    """Args: ``kind``: the first is the one that the others wrap."""
+
+    def own(parameters: Any, lr: float) -> torch.optim.Optimizer:
+        found: torch.optim.Optimizer = (
+            kind(parameters) if kind is not torch.optim.SGD else kind(parameters, lr=lr)
+        )
+        return found
+
+    model = nn.Linear(3, 1)
+    with torch.no_grad():
+        model.weight.fill_(0.5)
+        model.bias.fill_(0.5)
+    start = {one: torch.zeros_like(one) for one in model.parameters()} if mu else {}
+    rule = LocalRule(mu, start)
+    with LocalTraining(model, rule).watching():
+        local_sgd(
+            model, rows(), nn.functional.mse_loss, seed=1, epochs=EPOCHS, batch_size=8, learning_rate=RATE,
+            optimizer="mine:own", own_optimizer=own, rule=rule,
+        )  # fmt: skip
+    plain = nn.Linear(3, 1)
+    with torch.no_grad():
+        plain.weight.fill_(0.5)
+        plain.bias.fill_(0.5)
+    local_sgd(
+        plain, rows(), nn.functional.mse_loss, seed=1, epochs=EPOCHS, batch_size=8, learning_rate=RATE,
+        weight_decay=mu,
+    )  # fmt: skip
+
+    torch.testing.assert_close(model.weight, plain.weight)
+    assert rule.steps == STEPS
 
 
 def two_optimizers(model: nn.Module, data: Any, context: Any) -> None:
