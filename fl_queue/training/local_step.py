@@ -23,6 +23,8 @@ from fl_queue.training.schedules import Schedule
 
 #: What torch's clipping adds to a norm before it divides.
 _TINY = 1e-6
+#: In a group of parameters: what strategies that count SGD's steps count as one for all.
+_COUNTED = ("lr", "lr_factor", "momentum", "nesterov")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,10 +94,10 @@ class LocalStep:
     def _check_sgd(self, why: str, groups: Groups) -> None:
         if self._settings.recipe.name != "sgd":
             raise ConfigError("train.optimizer", why, public=True)
-        if any(key in group for group in groups for key in ("lr", "lr_factor", "momentum")):
+        if any(key in group for group in groups for key in _COUNTED):
             raise ConfigError(
                 "run.task",
-                "param_groups() has groups with learning rates or momentum of their own, "
+                "param_groups() has groups with learning rates, momentum or nesterov of their own, "
                 "and aggregation.strategy counts SGD's steps at one; remove them, or use another strategy",
                 public=True,
             )
@@ -107,7 +109,6 @@ class LocalStep:
         Raises:
             ConfigError: A step would forget those before it, or its optimizer's parts cannot be followed.
         """
-        recipe = self._settings.recipe
         optimizer = self._optimizer
         if not isinstance(optimizer, PlainSGD) or len(optimizer.groups) > 1:
             raise ConfigError(
@@ -117,11 +118,13 @@ class LocalStep:
                 public=True,
             )
         proximal = self._rule.proximal if self._rule is not None else 0.0
-        check_pull(recipe.learning_rate, recipe.weight_decay, proximal)
-        rates = [recipe.learning_rate * factor for factor in self._settings.schedule.factors()]
-        nesterov = bool(optimizer.groups[0]["nesterov"])
-        pull = recipe.weight_decay + proximal
-        steps = Steps(rates, recipe.momentum, pull, nesterov, self._settings.ema)
+        # Of the group, as it may differ from the config.
+        group = optimizer.groups[0]
+        learning_rate, pull = float(group["lr"]), float(group["weight_decay"]) + proximal
+        check_pull(learning_rate, float(group["weight_decay"]), proximal)
+        rates = [learning_rate * factor for factor in self._settings.schedule.factors()]
+        nesterov = bool(group["nesterov"])
+        steps = Steps(rates, float(group["momentum"]), pull, nesterov, self._settings.ema)
         self.parts = Parts.of(count, steps, device)
 
     def skipped(self) -> None:

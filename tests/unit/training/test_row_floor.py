@@ -22,6 +22,7 @@ from fl_queue.errors import ConfigError, UpdateWithheld
 from fl_queue.experiments import launching
 from fl_queue.strategies import get_strategy
 from fl_queue.training import row_floor, sgd
+from fl_queue.training.local_step import LocalStep
 from tests.support.site_jobs import SiteJob
 
 ROWS = 43
@@ -228,6 +229,53 @@ def test_an_optimizer_whose_steps_the_floor_does_not_follow_is_refused(
             **settings,
         )
     assert caught.value.field == "train.optimizer"
+
+
+OWN = {"lr": 0.02, "weight_decay": 0.5, "momentum": 0.3, "nesterov": True}
+
+
+def test_the_floor_follows_the_options_of_the_one_group() -> None:
+    def stepped(rule: sgd.LocalRule, groups: Any, **settings: Any) -> list[float]:
+        options = sgd.SgdOptions(
+            seed=0, epochs=1, batch_size=10, param_groups=groups, **settings
+        ).steps(4)
+        step = LocalStep(model_of(), options, rule)
+        step.watch(40, "cpu")
+        assert step.parts is not None
+        return step.parts._left
+
+    def grouped(model: nn.Module) -> Any:
+        return [{"params": model.parameters(), **OWN}]
+
+    rule = sgd.LocalRule(fewest=10)
+    found = stepped(rule, grouped, learning_rate=0.1)
+    whole = stepped(
+        rule,
+        None,
+        learning_rate=0.02,
+        weight_decay=0.5,
+        momentum=0.3,
+        optimizer_options={"nesterov": True},
+    )
+    assert found == pytest.approx(whole)
+    with pytest.raises(ConfigError, match="each step forgets those before it"):
+        stepped(
+            rule,
+            lambda model: [{"params": model.parameters(), "weight_decay": 10.0}],
+            learning_rate=0.1,
+        )
+
+
+@pytest.mark.parametrize(
+    "own", [{"lr": 0.2}, {"lr_factor": 2.0}, {"momentum": 0.5}, {"nesterov": True}]
+)
+def test_a_group_whose_steps_a_strategy_would_count_wrongly_is_refused(own: dict[str, Any]) -> None:
+    options = sgd.SgdOptions(
+        seed=0, epochs=1, batch_size=10, learning_rate=0.1, momentum=0.9,
+        param_groups=lambda model: [{"params": model.parameters(), **own}],
+    ).steps(4)  # fmt: skip
+    with pytest.raises(ConfigError, match="counts SGD's steps at one"):
+        LocalStep(model_of(), options, sgd.LocalRule(only_sgd="counts", learning_rate=0.1))
 
 
 def test_what_is_left_of_each_step() -> None:
