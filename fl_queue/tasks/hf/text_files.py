@@ -1,7 +1,7 @@
 """
 Texts, and what belongs to each, from a file: JSON lines, CSV, parquet, or plain text with a text in each line.
 
-Messages quote no cell: only lines, and names that the config has. No torch and no Redis here.
+Messages quote no cell: only lines, whose numbers stay at the site, and names that the config has. No torch and no Redis here.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from fl_queue.tasks.hf import packages
 
 #: Suffixes of files that can be read.
 SUFFIXES = (".jsonl", ".json", ".csv", ".parquet", ".txt")
+_NO_OBJECT = "is no JSON object; one object in each line is expected"
 
 
 def read(path: Path, columns: Sequence[tuple[str, str]]) -> list[tuple[str, ...]]:
@@ -61,8 +62,7 @@ def _json_lines(path: Path, columns: Sequence[tuple[str, str]]) -> Iterator[tupl
             try:
                 row = json.loads(line)
             except (ValueError, RecursionError) as exc:
-                what = f"line {number}: is no JSON object; one object in each line is expected"
-                raise DataError(str(path), what, public=what) from exc
+                raise _in_line(path, number, _NO_OBJECT) from exc
             yield _cells(path, number, row, columns)
 
 
@@ -118,8 +118,7 @@ def _cells(
 ) -> tuple[str, ...]:
     """Texts of a row's columns."""
     if not isinstance(row, dict):
-        what = f"line {number}: is no JSON object; one object in each line is expected"
-        raise DataError(str(path), what, public=what)
+        raise _in_line(path, number, _NO_OBJECT)
     found = []
     for name, option in columns:
         value = row.get(name)
@@ -130,6 +129,10 @@ def _cells(
             found.append(str(value).lower() if isinstance(value, bool) else str(value))
         else:
             state = "has no" if value is None else "has neither text nor number as"
-            what = f"line {number}: {state} {name} ({option})"
-            raise DataError(str(path), what, public=what)
+            raise _in_line(path, number, f"{state} {name} ({option})")
     return tuple(found)
+
+
+def _in_line(path: Path, number: int, what: str) -> DataError:
+    """The error of one line; its number stays at the site, as it may stand for a patient."""
+    return DataError(str(path), f"line {number}: {what}", public=f"a line {what}")

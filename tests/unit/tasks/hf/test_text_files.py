@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +110,8 @@ def test_what_cannot_be_read_is_named_without_its_content(
     assert caught.value.public
     assert "Erika" not in caught.value.public
     assert str(tmp_path) not in caught.value.public
+    # Which line it is may stand for a patient.
+    assert not re.search(r"line \d", caught.value.public)
 
 
 def test_a_missing_file_is_named_by_its_option(tmp_path: Path) -> None:
