@@ -6,6 +6,7 @@ It is a version of the run only once the commit script names it (``round_commit`
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
@@ -19,7 +20,7 @@ from fl_queue.common import failpoints
 from fl_queue.common.files import Mapped
 from fl_queue.common.safe_json import printable
 from fl_queue.config.run_config import RunConfig
-from fl_queue.errors import CheckpointError, ContentMissing, FLQueueError
+from fl_queue.errors import CheckpointError, ContentMissing, FLQueueError, LocalStorageError
 from fl_queue.models import checkpoint
 from fl_queue.models.checkpoint import Body
 from fl_queue.models.model_store import ModelStore
@@ -30,6 +31,8 @@ from fl_queue.protocol.tensor_layout import Bytes, Tensor
 from fl_queue.store import RoundState, Store
 from fl_queue.strategies.base import RoundInfo, Strategy
 from fl_queue.strategies.layouts import state_manifest
+
+log = logging.getLogger(__name__)
 
 #: Characters of an error in the reason of a round.
 _MAX_REASON_LENGTH = 300
@@ -107,9 +110,28 @@ class VersionBuilder:
         self._base: Mapped | Body | None = None
 
     def prepare(self, manifest: Manifest) -> None:
-        """Fetch the round's base version while clients train; if it is missing, ``build_next`` tries again."""
+        """
+        Fetch the round's base version while clients train; if it is missing, ``build_next`` tries again.
+
+        The run's base part is written, too, where this machine has not made version 0: any of the aggregators'
+        machines can then bring it back to the data server, export the model and back it up.
+        """
         with suppress(ContentMissing, CheckpointError):
             self._base = self._open_base(manifest)
+        if manifest.published is not None:
+            self._keep_base_part(manifest.published)
+
+    def _keep_base_part(self, base: BasePart) -> None:
+        """Write the base part to disk, if it is not there; a later round tries again if that cannot be done."""
+        folder = self.models.folder
+        if (folder / checkpoint.file_name(base.digest, base)).exists():
+            return
+        try:
+            body = self.models.open_base(base).view
+            checkpoint.write(folder, base.digest, base, body, {"run": self.run})
+        # The round can end without it: version 0's maker has it on its disk.
+        except (ContentMissing, CheckpointError, LocalStorageError) as exc:
+            log.warning("run=%s its base part is not on this machine's disk: %s", self.run, exc)
 
     def build_initial(self, manifest: Manifest, body: Bytes) -> BuiltVersion:
         """

@@ -18,6 +18,7 @@ from fl_queue.cli import cli
 from fl_queue.client.version_zero import VersionZero, version_zero
 from fl_queue.common.safe_json import dumps
 from fl_queue.config import loading
+from fl_queue.coordinator.aggregator.version_builder import VersionBuilder
 from fl_queue.coordinator.operations import backup, deletion, verification
 from fl_queue.coordinator.rounds import runs
 from fl_queue.errors import ConfigError, DataError
@@ -25,9 +26,11 @@ from fl_queue.models import checkpoint, retention
 from fl_queue.models.model_store import ModelStore
 from fl_queue.protocol import tensor_layout
 from fl_queue.protocol.base_part import BasePart
+from fl_queue.protocol.records import Purpose
+from fl_queue.protocol.state import RoundPhase
 from fl_queue.reporting import model_export
 from fl_queue.reporting.model_export import ExportRequest
-from fl_queue.store import Store, keyspace
+from fl_queue.store import RoundState, Store, keyspace
 from fl_queue.tasks.base import ClientData, Task
 from fl_queue.tasks.context import ClientContext
 from fl_queue.training.model_tensors import manifest_of, views_of
@@ -261,6 +264,34 @@ def test_superseded_versions_go_and_the_base_part_stays_until_the_run_is_deleted
     deletion.delete(made.store, state, made.folder)
     assert not file.exists()
     assert not list(made.store.data.redis.scan_iter(match=f"*{made.run}*"))
+
+
+def test_an_aggregator_that_has_not_made_version_0_keeps_the_base_part_too(
+    made: Made, tmp_path: Path
+) -> None:
+    config = runs.current_config(made.store, made.run)
+    current = RoundState(
+        2, RoundPhase.open, Purpose.train, ("a",), ("a",), 1, 60.0, 0.0, 0.0, None, 0.0, 1,
+        made.digests[1], 1, "", 1, {}, 0, "",
+    )  # fmt: skip
+    builder = VersionBuilder(made.store, made.run, current, config, tmp_path / "other")
+    blob = keyspace.model_blob(made.run, made.base.digest)
+    chunk = keyspace.chunk(blob, 1)
+    made.store.data.redis.rename(chunk, "aside")
+    builder.prepare(made.manifest)  # It cannot be fetched yet: the round goes on.
+    file = builder.models.folder / checkpoint.file_name(made.base.digest, made.base)
+    assert not file.exists()
+    made.store.data.redis.rename("aside", chunk)
+    builder.prepare(made.manifest)
+    body = checkpoint.open_body(builder.models.folder, made.base.digest, made.base)
+    assert bytes(body.view) == made.base_body
+
+    written = file.stat()
+    builder.prepare(made.manifest)
+    assert file.stat() == written
+    made.store.data.redis.delete(chunk)
+    assert builder.models.restore_base(made.base)
+    assert made.store.data.redis.exists(chunk)
 
 
 @pytest.mark.parametrize("damage", ["", "flipped", "gone"])
