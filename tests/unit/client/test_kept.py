@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 import torch
 
-from fl_queue.client import kept, marks
+from fl_queue.client import kept, value_marks
 from fl_queue.client.asking import Ask, Report
 from fl_queue.client.resident import Resident
 from fl_queue.client.site import WorkerSettings
@@ -59,6 +59,10 @@ def declaring():
 class Own(Task):
     """Draws from all three generators, in its data and in its training; leaks in one way or none."""
 
+    def __init__(self, config):
+        super().__init__(config)
+        self.rng = np.random.default_rng(1)
+
     def build_model(self):
         return model()
 
@@ -77,6 +81,7 @@ class Own(Task):
         if leak == "global": CALLS.append(context.round)
         if leak == "torch": data.train.tensors[0].add_(1)
         if leak == "numpy": data.train.tensors[0].numpy()[:] += 1
+        if leak == "generator": torch.manual_seed(int(self.rng.integers(1000)))
         if leak == "cwd": os.chdir("/")
         if leak == "environ": os.environ["LEAK"] = "1"
         if leak == "dtype": torch.set_default_dtype(torch.float64)
@@ -211,6 +216,7 @@ def test_kept_data_change_no_bit(tmp_path: Path, case: str) -> None:
     [
         ("attribute", "task attribute 'seen'"),
         ("global", "global 'CALLS' of kept_own"),
+        ("generator", "task attribute 'rng'"),
         ("torch", "the samples"),
         ("numpy", "the samples"),
         ("cwd", "the working folder"),
@@ -413,6 +419,6 @@ def test_a_fingerprint_has_size_time_and_what_came_or_went(tmp_path: Path) -> No
 @pytest.mark.parametrize("where", [0, 499, 999])
 def test_a_write_into_a_small_array_is_seen_wherever_it_is(where: int) -> None:
     values = np.zeros(1000, np.float32)
-    before = marks._sampled(values)
+    before = value_marks.sampled(values)
     values[where] = 1
-    assert marks._sampled(values) != before
+    assert value_marks.sampled(values) != before
