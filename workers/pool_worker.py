@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 from typing import Any
 
-from fl_queue.client import interruption
+from fl_queue.client import interruption, pool_job
 from fl_queue.common.offspring import Offspring, helpers
 from workers.in_process import InProcessWorker
 from workers.rq_worker import HORSE_NICENESS
+
+log = logging.getLogger(__name__)
 
 
 class PoolWorker(InProcessWorker):
@@ -30,5 +33,8 @@ class PoolWorker(InProcessWorker):
         super().execute_job(job, queue)
 
     def after_job(self) -> None:
-        """End what the job has started."""
+        """End what the job has started; and this worker, when the job has left something that the next one could see."""
         self._offspring_of_job.end(helpers())
+        if pool_job.is_spent() and not self._stop_requested:
+            log.info("this process has changed in a job: another one follows")
+            self._stop_requested = True

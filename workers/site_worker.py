@@ -62,12 +62,17 @@ def _made(site: WorkerSettings) -> Trainers:
 
 def ask(request: Request, report: Callable[[Progress], None]) -> Answer:
     """
-    Have the trainer of a request's run compute.
+    Have the trainer of a request's run compute; a fresh one, when the task's file was edited since it was imported.
 
     Raises:
         TrainingLost: Its process ended, or sent anything but an answer.
         RoundEnded: It had to be killed, as its round has ended.
     """
+    answer = _asked(request, report)
+    return _asked(request, report) if answer.outcome == "stale" else answer
+
+
+def _asked(request: Request, report: Callable[[Progress], None]) -> Answer:
     key = (request.run, request.segment)
     body = trainers().ask(
         key,

@@ -48,7 +48,7 @@ class TrainerHandler:
             log.exception("run=%s client=%s failed", request.run, request.client)
             answer = Answer(outcome="lost", failure=failure_of(exc))
         # After an error nothing is certain of what is in this process.
-        return Reply(answer.to_dict(), is_last=answer.outcome in ("failed", "lost"))
+        return Reply(answer.to_dict(), is_last=answer.outcome in ("failed", "lost", "stale"))
 
     def tidy(self) -> list[str]:
         """What the job has changed that a next one could see."""

@@ -18,12 +18,14 @@ from fl_queue.client.site_task import task_of
 from fl_queue.config.run_config import RunConfig
 from fl_queue.errors import DataError
 from fl_queue.protocol.trainer_messages import Request
-from fl_queue.tasks import calls, fingerprint, noted_context, phases
+from fl_queue.tasks import calls, fingerprint, noted_context, phases, task_code
 from fl_queue.tasks.base import ClientData, Task
 from fl_queue.tasks.context import ClientContext
 from fl_queue.tasks.fingerprint import Fingerprint
 from fl_queue.tasks.noted_context import NotedContext
 
+#: Of ``Kept.tidy``: the task's own wish; nothing has changed.
+NOT_KEPT = "the task's keep is False"
 #: Data sets that are kept; of more, that which was used longest ago goes.
 MAX_DATA = 4
 #: Times that files may change while they are read.
@@ -73,11 +75,13 @@ class Kept:
 
         Raises:
             ConfigError: As of ``load_task``.
+            CodeChanged: This process has imported its code before the file was edited.
         """
         key = (request.run, request.segment, request.config)
         if self._task is None or key != self._key or not self._task.keep:
             self.drop()
             self._task, self._key = task_of(self._site, config), key
+        task_code.check_unchanged(self._task.code)
         self.marks.take(self._task, [data.found for data in self._data.values()])
         return self._task
 
@@ -90,7 +94,7 @@ class Kept:
         """
         changed = self.marks.changed()
         if self._task is not None and not self._task.keep:
-            changed.append("the task's keep is False")
+            changed.append(NOT_KEPT)
         if changed:
             self.drop()
         return changed

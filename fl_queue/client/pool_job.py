@@ -19,17 +19,20 @@ from typing import Any
 from fl_queue.aggregation.group_sum import GroupSum
 from fl_queue.client import client_state, interruption, outbox, trust, unknown_runs
 from fl_queue.client.assignment import ClientJob, RoundModel, fetch_base
+from fl_queue.client.kept import NOT_KEPT
 from fl_queue.client.progress import refused
 from fl_queue.client.resident import Resident
-from fl_queue.client.round_job import asking, find_or_make, push
+from fl_queue.client.round_job import Make, asking, find_or_make, push
 from fl_queue.client.site import WorkerSettings
 from fl_queue.common import failpoints
 from fl_queue.config.run_config import RunConfig
-from fl_queue.errors import JobRefused, ModelMismatch, RoundEnded, RoundRefused
+from fl_queue.errors import JobRefused, ModelMismatch, RoundEnded, RoundRefused, TrainingLost
 from fl_queue.models import host_cache
 from fl_queue.protocol import identifiers, virtual_clients
+from fl_queue.protocol.header import Header
 from fl_queue.protocol.records import Purpose
 from fl_queue.store import RunState, Store, queries
+from fl_queue.store.jobs.rq_types import TimedOut
 from fl_queue.tasks.error_disclosure import disclosed
 
 log = logging.getLogger(__name__)
@@ -100,9 +103,7 @@ def _respond_for_all(group: VirtualClientJob, purpose: Purpose) -> str:
     common, done = group.common, 0
     total, make = _sum(group), asking(_resident().handle, purpose)
     for job in group.assignments():
-        with interruption.interruptible():
-            found = find_or_make(job, make)
-        _resident().tidy()
+        found = _made(job, make)
         if total is None:
             done += push(job, *found)
             failpoints.failpoint("update.pushed")
@@ -113,6 +114,30 @@ def _respond_for_all(group: VirtualClientJob, purpose: Purpose) -> str:
         push(common, *total.element(common.header("group")))
         failpoints.failpoint("update.pushed")
     return f"pushed {done} of {len(group.clients)}"
+
+
+def _made(job: ClientJob, make: Make) -> tuple[Header, memoryview]:
+    """One client's response; a process that would train the next one otherwise than a fresh one ends after its job."""
+    try:
+        with interruption.interruptible():
+            return find_or_make(job, make)
+    except (TimedOut, TrainingLost):
+        _Process.is_spent = True  # A training was broken off anywhere.
+        raise
+    finally:
+        if set(_resident().tidy()) - {NOT_KEPT}:
+            _Process.is_spent = True
+
+
+def is_spent() -> bool:
+    """Whether this process is not to have another job."""
+    return _Process.is_spent
+
+
+class _Process:
+    """What is so of this process. Args: ``is_spent``: as of the function."""
+
+    is_spent = False
 
 
 def _sum(group: VirtualClientJob) -> GroupSum | None:

@@ -45,6 +45,7 @@ from fl_queue.tasks.context import ClientContext
 from fl_queue.tasks.error_disclosure import failure_of
 from fl_queue.tasks.logged_metrics import TrainingLog
 from fl_queue.tasks.site_facts import facts_of
+from fl_queue.tasks.task_code import CodeChanged
 from fl_queue.training import data_loading, stopping
 from fl_queue.training.determinism import Compute
 from fl_queue.training.optimizers import implementation
@@ -190,6 +191,9 @@ class Resident:
             raise
         except stopping.NotWanted:
             return Answer(outcome="ended")
+        except CodeChanged as exc:
+            log.warning("run=%s %s; a fresh process imports it", request.run, exc)
+            return Answer(outcome="stale")
         except _NeedsBase:
             return Answer(outcome="needs_base")
         # The task is its owner's code and may raise anything. Another attempt would meet the same error, so it
@@ -216,7 +220,7 @@ class Resident:
             counts = task.check_data(data)
             can_train = True  # What follows is for the comparison of sites only.
             return Answer(outcome="done", facts=facts_of(task, data, counts))
-        except TimedOut:
+        except (TimedOut, CodeChanged):
             raise
         except Exception as exc:
             log.exception(

@@ -317,6 +317,8 @@ def _act_on(job: ClientJob, request: Request | None, answer: Answer) -> None:
     failure = answer.failure or Failure(kind=TrainingLost.__name__)
     if answer.outcome == "ended":
         raise RoundEnded(f"round {job.round.number} ended while it was trained for", public=True)
+    if answer.outcome == "stale":
+        raise TrainingLost("the task's code was edited; a fresh process imports it", public=True)
     if answer.outcome == "lost":
         raise TrainingLost(shown(failure), public=True)
     if answer.outcome == "failed":

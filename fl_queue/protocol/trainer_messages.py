@@ -234,14 +234,15 @@ class Answer(_Message):
     Args:
         outcome: ``done``: a round's response is in the outbox; ``ended``: the round has, and there is none;
             ``failed``: of which the site informs the run; ``lost``: another attempt may succeed;
-            ``needs_base``: it is to be asked once more, with the run's base part.
+            ``needs_base``: it is to be asked once more, with the run's base part; ``stale``: the task's file was
+            edited after the process had imported it, which ends: a fresh one is to be asked.
         num_examples: Training samples of an update.
         metrics: Sums of a ``score``.
         facts: Of the site.
         failure: The error, where it failed or is lost.
     """
 
-    outcome: Literal["done", "ended", "failed", "lost", "needs_base"]
+    outcome: Literal["done", "ended", "failed", "lost", "needs_base", "stale"]
     num_examples: Size = 0
     metrics: Metrics = field(default_factory=dict)
     facts: Annotated[Mapping[str, str], PlainData(site_facts.MOST + 1, site_facts.LONGEST, 1)] = (

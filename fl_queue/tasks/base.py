@@ -17,7 +17,6 @@ from types import ModuleType
 from typing import Any, ClassVar
 
 import numpy as np
-from blake3 import blake3
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
@@ -29,6 +28,7 @@ from fl_queue.errors import ConfigError, DataError
 from fl_queue.metrics import Declared, Language, Metric, declared, finish
 from fl_queue.protocol.model_usage import ModelUsage
 from fl_queue.protocol.records import Sums
+from fl_queue.tasks import task_code
 from fl_queue.tasks.context import ClientContext
 from fl_queue.tasks.feature_skew import Skew
 from fl_queue.training import sgd
@@ -479,9 +479,5 @@ def with_context(loss: Callable[..., Tensor], context: ClientContext) -> Loss:
 
 
 def code_digest(task: Task) -> str:
-    """BLAKE3 (hex) of the source file of the task's code; empty when it has none (a REPL)."""
-    try:
-        source = inspect.getsourcefile(task.code)
-    except TypeError:
-        return ""
-    return blake3(Path(source).read_bytes()).hexdigest() if source else ""
+    """BLAKE3 (hex) of the source file of the task's code, as it was imported; empty when it has none (a REPL)."""
+    return task_code.imported_digest(task.code)

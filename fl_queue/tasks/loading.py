@@ -26,6 +26,7 @@ from fl_queue.config.task_catalog import (
     own_code,
 )
 from fl_queue.errors import ConfigError
+from fl_queue.tasks import task_code
 from fl_queue.tasks.base import Task
 from fl_queue.tasks.error_disclosure import class_name
 from fl_queue.tasks.function import FunctionTask
@@ -55,6 +56,8 @@ def load_task(name: str, config: RunConfig, allow: Sequence[str] = (), data_dir:
     if is_own(config.train.optimizer):
         # Looked for where it is used: an evaluator needs none.
         made.own_optimizer = partial(_own_optimizer, config.train.optimizer, allow)
+    # Right after the import: what runs is what the file held then.
+    task_code.imported_digest(made.code)
     asked = [field for field in SKEWS if getattr(config.data, field)]
     if asked and not made.skews:
         raise ConfigError(

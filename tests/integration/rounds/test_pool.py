@@ -26,8 +26,12 @@ import os
 from pathlib import Path
 from fl_queue.tasks.mnist import ThreesAndSevens
 
+LEFT = []
+
 class Counted(ThreesAndSevens):
     def train(self, model, data, context, on_epoch):
+        if context.run == "leaky":
+            LEFT.append(context.round)
         with Path(os.environ["TRAININGS"]).open("a") as file:
             file.write(f"{context.run} {context.round} {context.client} {os.getpid()}\\n")
         if context.client in os.environ["BROKEN"].split():
@@ -184,6 +188,18 @@ def test_the_next_job_finds_a_process_in_place_of_a_killed_one(
     wait_for("two processes", lambda: len(set(children_of(supervisor)) - {before[0]}) == 2)
 
     assert pool.finish(pool.begin("after", *VIRTUAL)).state == "completed"
+
+
+def test_a_process_that_a_job_has_changed_is_followed_by_another_one(
+    pool: Federation, calm: tuple[list[str], list[RoundRecord]]
+) -> None:
+    supervisor = pool.processes["pool"].pid
+    wait_for("two processes", lambda: len(children_of(supervisor)) == 2)
+    before = set(children_of(supervisor))
+    run = pool.begin("leaky", *VIRTUAL, "clients.processes=1")
+
+    assert pool.finish(run).state == "completed"
+    wait_for("another process", lambda: len(set(children_of(supervisor)) - before) > 0)
 
 
 def test_a_job_whose_round_has_ended_is_given_up(

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from blake3 import blake3
 
 from fl_queue.client.resident import Resident
 from fl_queue.config.run_config import RunConfig
@@ -150,3 +152,37 @@ def test_an_error_of_the_data_is_an_answer_without_its_text(
     assert (answer.failure.kind, answer.failure.lasts) == ("DataError", True)
     assert "secret" not in str(answer)
     assert "secret" in caplog.text
+
+
+def test_code_that_was_edited_is_for_a_fresh_process(
+    rounds: SiteRounds, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "edited_task.py"
+    file.write_text(
+        "from fl_queue.tasks.mnist import ThreesAndSevens\nclass Edited(ThreesAndSevens): pass\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "edited_task", raising=False)
+    config = RunConfig.from_dict({"run": {"task": "edited_task:Edited"}, "train": {"epochs": 1}})
+    site = replace(rounds.site, allow=("edited_task:Edited",))
+    resident = Resident(site)
+    made = SiteRounds(site, config, resident.handle)
+    made.initialise()
+    first = made.train(1).header.environment["task_code"]
+    assert first == blake3(file.read_bytes()).hexdigest()
+
+    file.write_text(file.read_text() + "# edited\n")
+    for asked in (Call.train, Call.evaluate):
+        assert resident.handle(made.request(asked, 2), print).outcome == "stale"
+    # Nor with a new task object: the module stays as it was imported.
+    again = Resident(site)
+    for asked in (Call.facts, Call.train):
+        assert again.handle(made.request(asked, 2), print).outcome == "stale"
+
+    del sys.modules["edited_task"]  # As in a fresh process.
+    again.tidy()
+    fresh = SiteRounds(
+        site, config, Resident(site).handle, arrays=made.arrays, manifest=made.manifest
+    )
+    second = fresh.train(2).header.environment["task_code"]
+    assert second == blake3(file.read_bytes()).hexdigest() != first
