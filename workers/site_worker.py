@@ -118,8 +118,11 @@ class SiteWorker(InProcessWorker):
             trainers().tend(self._is_needed if self._is_time_to_ask() else lambda run: True)
 
     def after_job(self) -> None:
-        """End a worker that has grown: another one is started, and finds what it needs."""
+        """End a worker that has grown, or was upgraded: another one is started, and finds what it needs."""
         self._job_ended_at = time.monotonic()
+        if trainers().is_upgraded and not self._stop_requested:
+            log.warning("fl-queue was upgraded: another worker follows")
+            self._stop_requested = True
         nbytes = _resident_bytes()
         if nbytes > MAX_WORKER_BYTES and not self._stop_requested:
             log.warning("this worker has %d MiB of memory: another one follows", nbytes >> 20)

@@ -20,8 +20,14 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import NoReturn
 
+from fl_queue._version import __version__
 from fl_queue.client.trainer import serve
-from fl_queue.client.trainer.protocol import Packet, receive_packet, send_packet
+from fl_queue.client.trainer.protocol import (
+    EXIT_OTHER_VERSION,
+    Packet,
+    receive_packet,
+    send_packet,
+)
 from fl_queue.common import failpoints, processes
 
 log = logging.getLogger(__name__)
@@ -121,7 +127,7 @@ def main(
     Be a fork server until its worker ends.
 
     Args:
-        arguments: ``--control FD --parent PID``.
+        arguments: ``--control FD --parent PID --version TEXT``.
         prepare: Imports what every trainer needs, and runs nothing.
         make_handler: The work of a trainer; called in each.
 
@@ -131,7 +137,12 @@ def main(
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--control", type=int, required=True, help="descriptor of the socket")
     parser.add_argument("--parent", type=int, required=True, help="pid of the worker")
+    parser.add_argument("--version", required=True, help="of the worker's fl-queue")
     given = parser.parse_args(arguments)
+    # An upgrade under a running worker: what its requests mean here is not certain.
+    if given.version != __version__:
+        log.error("this is fl-queue %s, but its worker is %s", __version__, given.version)
+        return EXIT_OTHER_VERSION
     processes.die_with_parent(given.parent)
     # The worker decides when a trainer ends.
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):

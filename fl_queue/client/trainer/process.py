@@ -19,7 +19,9 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from fl_queue._version import __version__
 from fl_queue.client.trainer.protocol import (
+    EXIT_OTHER_VERSION,
     FrameReader,
     Message,
     encode,
@@ -62,7 +64,7 @@ class ForkServerProcess:
     To be used from the worker's main thread alone: a fork server ends with the thread that started it.
 
     Args:
-        command: Of the process; ``--control FD --parent PID`` are added.
+        command: Of the process; ``--control FD --parent PID --version TEXT`` are added.
         environment: Its whole environment; without anything of Redis.
         fork_s: It is ended when it has not forked after so long.
     """
@@ -72,6 +74,8 @@ class ForkServerProcess:
     ) -> None:
         self._command, self._environment = list(command), dict(environment)
         self._fork_s = fork_s
+        #: Whether the last one has refused to serve this version: there has been an upgrade.
+        self.is_of_other_version = False
         self._process: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
         #: Pid of each trainer that is not forgotten -> its exit status; None: it has not ended.
@@ -92,7 +96,8 @@ class ForkServerProcess:
         self.end()
         control, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with other:
-            given = ("--control", str(other.fileno()), "--parent", str(os.getpid()))
+            descriptor, parent = str(other.fileno()), str(os.getpid())
+            given = ("--control", descriptor, "--parent", parent, "--version", __version__)
             self._process = subprocess.Popen(
                 [*self._command, *given], env=self._environment, pass_fds=[other.fileno()]
             )
@@ -104,7 +109,7 @@ class ForkServerProcess:
         """End the process, if it lives, and with it its trainers."""
         if self._process is not None:
             self._process.kill()
-            self._process.wait()
+            self.is_of_other_version = self._process.wait() == EXIT_OTHER_VERSION
             self._process = None
         if self._control is not None:
             self._control.close()
@@ -119,7 +124,7 @@ class ForkServerProcess:
         first attempt on.
 
         Raises:
-            TrainingLost: The fork server ended, or hung, twice in a row.
+            TrainingLost: The fork server ended, or hung, twice in a row; or it is of another version.
         """
         for _ in range(2):
             self.start()
@@ -128,6 +133,8 @@ class ForkServerProcess:
             except (OSError, MessageError, EOFError) as exc:
                 log.warning("the fork server of this worker ended (%s)", self._why_ended(exc))
                 self.end()
+            if self.is_of_other_version:
+                raise _lost("fl-queue was upgraded under its worker, which is started again")
         raise _lost("its training process could not be started; see the log of its worker")
 
     def _patience(self) -> float:

@@ -26,6 +26,8 @@ from fl_queue.errors import MessageError
 MAX_BYTES = 16 * 2**20
 #: Longest packet of a control socket, bytes.
 MAX_PACKET = 4096
+#: Exit status of a fork server whose files are of another version than its worker.
+EXIT_OTHER_VERSION = 76
 #: Of a message's id, without the job's.
 _NONCE_BYTES = 8
 _LENGTH = struct.Struct("<I")

@@ -102,6 +102,11 @@ class Trainers:
             trainer.stop()
 
     @property
+    def is_upgraded(self) -> bool:
+        """Whether the installed files are of another version than this process, which can start no trainer."""
+        return self._server.is_of_other_version
+
+    @property
     def is_asking(self) -> bool:
         """Whether a trainer is at work."""
         return self._at_work is not None

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ from fl_queue.errors import TrainingLost
 from tests.support.checkout import ROOT
 from tests.support.federation import wait_for
 from tests.unit.client.trainer.test_process import ask, is_alive, server
+from workers import site_worker
 
 
 @pytest.fixture
@@ -181,3 +183,30 @@ def test_a_process_has_not_the_exit_status_of_an_earlier_one_with_its_pid() -> N
         assert made.status_of(pid) == 512
     finally:
         made.end()
+
+
+#: A fork server out of the files of another version.
+UPGRADED = """
+import runpy
+import fl_queue._version
+fl_queue._version.__version__ = "999.0"
+runpy.run_module("tests.support.small_trainer", run_name="__main__")
+"""
+
+
+def test_a_worker_whose_files_were_upgraded_ends_after_its_job(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    environ = {**os.environ, "PYTHONPATH": str(ROOT)}
+    made = Trainers(ForkServerProcess([sys.executable, "-c", UPGRADED], environ), Limits())
+    monkeypatch.setattr(site_worker, "_trainers", [made])
+    worker: Any = SimpleNamespace(_stop_requested=False)
+    site_worker.SiteWorker.after_job(worker)
+    assert not worker._stop_requested
+
+    with pytest.raises(TrainingLost, match="upgraded under its worker"):
+        ask(made, "echo")
+    site_worker.SiteWorker.after_job(worker)
+    made.close()
+
+    assert worker._stop_requested
