@@ -84,7 +84,7 @@ def _mark(folder: Path, run: str, base: BasePart) -> None:
     with files.file_lock(folder / _BASES / _LOCK):
         mark = below(folder, run, f"{_MARK}{base.digest}")
         files.folder(mark.parent)
-        mark.touch(files.PRIVATE)
+        files.fresh(mark).close()
 
 
 @dataclass(frozen=True)

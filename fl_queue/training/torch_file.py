@@ -11,14 +11,14 @@ from __future__ import annotations
 
 import json
 import pickle
-import struct
 import sys
-import tarfile
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+
+from fl_queue.common import files
 
 #: Exit status with a reason on standard output.
 CANNOT_READ = 3
@@ -37,24 +37,6 @@ _NAMES = {
 }
 #: Where training scripts keep the table of tensors, beside an optimizer's state and the like.
 TABLES = ("state_dict", "model_state_dict", "model")
-
-
-#: Errors of reading a damaged file; torch documents none of them.
-DAMAGED = (
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    EOFError,
-    ImportError,
-    LookupError,
-    MemoryError,
-    OSError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-    struct.error,
-    tarfile.TarError,
-)
 
 
 class Unreadable(Exception):
@@ -87,7 +69,8 @@ def _load(path: Path) -> object:
             return _load_tensors(path)
     except pickle.UnpicklingError as exc:
         raise Unreadable("holds code, and only tensors are read") from exc
-    except DAMAGED as exc:
+    # What a damaged file raises is not documented. This process is the job's child: RQ's timeout is not raised here.
+    except Exception as exc:
         if "TorchScript" in str(exc):
             raise Unreadable("holds code, and only tensors are read") from exc
         raise Unreadable("is not a readable torch file; save model.state_dict() again") from exc
@@ -130,7 +113,7 @@ def _write(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
         offset = end
     head = json.dumps(entries).encode()
     head += b" " * (-len(head) % 8)
-    with path.open("xb") as out:
+    with files.create(path) as out:
         out.write(len(head).to_bytes(8, "little") + head)
         for tensor in tensors.values():
             flat = tensor.detach().contiguous().reshape(-1)

@@ -229,6 +229,8 @@ MAKE = {"mkdir", "makedirs", "write_text", "write_bytes", "touch", "mkstemp", "c
 def makes(call: ast.Call) -> bool:
     """Whether a call makes a file or a folder with whatever mode the umask gives."""
     name = getattr(call.func, "attr", getattr(call.func, "id", ""))
+    if ast.unparse(call.func) == "copy.copy":
+        return False  # Of a value.
     if name in MAKE:
         return not (name == "copy" and isinstance(call.func, ast.Attribute) and not call.args)
     if name != "open":
