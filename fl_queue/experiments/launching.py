@@ -13,7 +13,7 @@ from rich.console import Console
 from fl_queue.client.site import WorkerSettings
 from fl_queue.config.run_config import RunConfig
 from fl_queue.config.task_catalog import TASKS
-from fl_queue.coordinator.rounds import lifecycle, runs
+from fl_queue.coordinator.rounds import branching, lifecycle, runs
 from fl_queue.errors import ConfigError, UnknownVersion
 from fl_queue.experiments import local_workers
 from fl_queue.models import selection
@@ -83,14 +83,17 @@ def begin(
     if from_version is not None:
         state = runs.find_run(store, name)
         version = selection.chosen_version(store, state, config, from_version, best=False)
-        check_there(store, state, version)
+        check_there(store, state, version, branching.needs_state(config))
     rounds = count or config.run.rounds
     return runs.start_run(store, name, config, rounds, initial, version).run_id
 
 
-def check_there(store: Store, state: RunState, version: int) -> None:
+def check_there(store: Store, state: RunState, version: int, with_state: bool = True) -> None:
     """
     Check that a version can be trained from: it is on this machine's disk, or on the data server.
+
+    Args:
+        with_state: And what the strategy keeps with it.
 
     Raises:
         UnknownVersion: There is no such version, or this machine does not find its content.
@@ -98,7 +101,7 @@ def check_there(store: Store, state: RunState, version: int) -> None:
     config = runs.current_config(store, state.run_id)
     assert store.state_dir is not None  # A command's connection has one.
     models = ModelStore(store, state.run_id, config.redis.chunk_bytes, store.state_dir)
-    if not models.is_there(version):
+    if not models.is_there(version, with_state):
         raise UnknownVersion(
             state.name,
             version,

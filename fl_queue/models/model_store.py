@@ -200,14 +200,46 @@ class ModelStore:
             raise CheckpointError(f"version {version}", "is not recorded (any more)", public=True)
         return self.open_body(digest, manifest)
 
-    def is_there(self, version: int) -> bool:
-        """Whether this machine can get a version: from its checkpoints, or from the data server."""
-        digest = self.store.control.versions.get(self.run, version).get("digest", "")
-        manifest = self.store.control.versions.manifest(self.run)
-        if not digest or manifest is None:
+    def is_there(self, version: int, with_state: bool = True) -> bool:
+        """
+        Whether this machine can get a version: from its checkpoints, or from the data server.
+
+        Args:
+            with_state: And what the strategy keeps with it, without which no round commits from it.
+        """
+        entry = self.store.control.versions.get(self.run, version)
+        digest, manifest = entry.get("digest", ""), self.store.control.versions.manifest(self.run)
+        if not digest or manifest is None or not self._is_either_place(digest, manifest):
             return False
-        is_on_disk = (self.folder / checkpoint.file_name(digest)).exists()
-        return is_on_disk or not self._is_lost(digest, manifest.nbytes)
+        states = entry.get("server_state", {}).values() if with_state else ()
+        layout = state_manifest(manifest)
+        return all(self._is_either_place(state, layout) for state in states)
+
+    def _is_either_place(self, digest: str, manifest: Manifest) -> bool:
+        return self.is_on_disk(digest) or not self._is_lost(digest, manifest.nbytes)
+
+    def is_on_disk(self, digest: str) -> bool:
+        """Whether this machine has the checkpoint of a version, or of a strategy's state."""
+        return (self.folder / checkpoint.file_name(digest)).exists()
+
+    def restore_version(self, version: int, encoding: str, with_state: bool = True) -> None:
+        """
+        Bring a version back to the data server from its checkpoints, as far as its chunks are not there.
+
+        Args:
+            encoding: The codec of its encoded body, if it has one.
+            with_state: And what the strategy keeps with it.
+
+        Raises:
+            CheckpointError: A checkpoint that is needed is missing, or damaged.
+        """
+        entry = self.store.control.versions.get(self.run, version)
+        manifest = self.store.control.versions.manifest(self.run)
+        if "digest" not in entry or manifest is None:
+            raise CheckpointError(f"version {version}", "is not recorded (any more)", public=True)
+        self.restore(entry["digest"], manifest, entry.get("download", ""), encoding)
+        for digest in entry.get("server_state", {}).values() if with_state else ():
+            self.restore(digest, state_manifest(manifest))
 
     def state_arrays(
         self, digests: Mapping[str, str], manifest: Manifest
@@ -241,7 +273,7 @@ class ModelStore:
             there = f"0 to {max(versions)}" if versions else "none yet"
             raise UnknownVersion(self.run, version, f"does not exist (versions: {there})")
         digest = versions[version]["digest"]
-        if (self.folder / checkpoint.file_name(digest)).exists():
+        if self.is_on_disk(digest):
             return manifest, checkpoint.read(self.folder, digest, manifest)
         try:
             return manifest, self.fetch(digest, manifest)

@@ -46,7 +46,7 @@ def branch(store: Store, state: RunState, config: RunConfig, version: int, reaso
         raise UnknownVersion(state.name, version, f"does not exist (versions: {there})")
     history, manifest = store.control.history.records(run), store.control.versions.manifest(run)
     old, number, round_ = versions[version], (state.version or 0) + 1, state.round + 1
-    keeps, counting = _keeps_client_state(config), job_origins.newest_accepted(history, version)
+    keeps, counting = not needs_state(config), job_origins.newest_accepted(history, version)
     entry = _entry(old, version, round_, with_state=not keeps)
     signature = statement_signing.again(store, state, version, number, entry)
     record = RoundRecord(
@@ -96,13 +96,14 @@ def _fields(
     }
 
 
-def _keeps_client_state(config: RunConfig) -> bool:
+def needs_state(config: RunConfig) -> bool:
     """
-    Whether clients keep a share of the strategy's state, which has to fit the server's.
+    Whether a version that is gone back to needs what the strategy keeps with it.
 
-    That of an own strategy is code that this machine does not import: it is taken for one that does.
+    Not where clients keep a share of that, which has to fit the server's: both begin anew. That of an own
+    strategy is code that this machine does not import: it is taken for one of which clients keep a share.
     """
-    return ":" in config.aggregation.strategy or bool(config.plain_strategy().client_state)
+    return ":" not in config.aggregation.strategy and not config.plain_strategy().client_state
 
 
 def _keeps_anything(config: RunConfig, manifest: Manifest | None) -> bool:

@@ -16,9 +16,16 @@ from dataclasses import dataclass, replace
 
 from fl_queue.config import metric_choice
 from fl_queue.config.run_config import RunConfig
-from fl_queue.coordinator.rounds import in_flight, initialisation, stopping
+from fl_queue.coordinator.rounds import (
+    in_flight,
+    initialisation,
+    statement_signing,
+    stopping,
+    waiting,
+)
 from fl_queue.coordinator.rounds.opening import open_round, top_up
 from fl_queue.coordinator.rounds.runs import current_config, set_state
+from fl_queue.errors import RunStateError, UnknownVersion
 from fl_queue.protocol import identifiers
 from fl_queue.protocol.events import RunCompleted, RunFailed
 from fl_queue.protocol.records import Mode, Outcome, Purpose, Receipt, RoundRecord, Verdict
@@ -78,12 +85,37 @@ def advance(store: Store, run: str) -> None:
         return
     _publish_evaluations(store, state, config, is_last=purpose != Purpose.train)
     if purpose is None:
-        if stopping.restore_best(store, state, config):
+        _complete(store, state, config)
+
+
+def _complete(store: Store, state: RunState, config: RunConfig) -> None:
+    """End a run that needs nothing more, with its best version as the newest one where the config has that."""
+    run, left_out = state.run_id, ""
+    if stopping.best_to_restore(store, state, config) is not None:
+        if problem := statement_signing.why_not_here(store, run):
+            waiting.wait(store, state, config, problem, gives_up=False)
+            return
+        try:
+            stopping.restore_best(store, state, config)
+        except (UnknownVersion, RunStateError) as exc:
+            left_out = str(exc)
+            if _may_be_elsewhere(store, state, config):
+                waiting.wait(store, state, config, left_out, gives_up=False)
+                return
+        else:
             advance(store, run)
             return
-        stopped = stopping.why_stop(store, state, config) if config.run.patience else ""
-        found = "; ".join(filter(None, (stopped, state.not_evaluated)))
-        set_state(store, state, RunPhase.completed, found, RunCompleted)
+    stopped = stopping.why_stop(store, state, config) if config.run.patience else ""
+    found = "; ".join(filter(None, (stopped, state.not_evaluated, left_out)))
+    set_state(store, state, RunPhase.completed, found, RunCompleted)
+
+
+def _may_be_elsewhere(store: Store, state: RunState, config: RunConfig) -> bool:
+    """Whether to wait for the machine with the run's checkpoints, which may have what this one lacks."""
+    if stopping.keeps_checkpoints(store, state, config):
+        return False
+    waited_s = store.control.runs.count_waiting(state.run_id)
+    return waited_s is not None and waited_s < config.round.deadline_s
 
 
 def closing_rule(

@@ -13,9 +13,10 @@ from collections.abc import Mapping, Sequence
 from fl_queue import metrics
 from fl_queue.config import metric_choice
 from fl_queue.config.run_config import RunConfig
-from fl_queue.coordinator.rounds import branching, statement_signing
-from fl_queue.errors import RunStateError, UnknownVersion
+from fl_queue.coordinator.rounds import branching
+from fl_queue.errors import CheckpointError, UnknownVersion
 from fl_queue.models import selection
+from fl_queue.models.model_store import ModelStore
 from fl_queue.protocol.records import Outcome, RoundRecord
 from fl_queue.store import RunState, Store
 from fl_queue.store.transactions import branches
@@ -78,30 +79,67 @@ def out_of_patience(select: str, patience: int, records: Sequence[RoundRecord], 
     return f"no version has been better than {best} by {metric} for {count}"
 
 
-def restore_best(store: Store, state: RunState, config: RunConfig) -> bool:
+def best_to_restore(store: Store, state: RunState, config: RunConfig) -> int | None:
     """
-    Make the best version the newest one at the end of a run with ``run.restore_best``.
+    The version that a run with ``run.restore_best`` has to end with.
 
     Returns:
-        Whether the run was changed, and is to be looked at again. False also where the clients have validated
-        nothing, or the newest version is the best one.
+        None also where the clients have validated nothing, or the newest version is the best one.
     """
     if not config.run.restore_best or state.version is None:
-        return False
+        return None
     best = metrics.best_version(
         metric_choice.select_of(config, state.metrics),
         selection.validation_metrics(store, state.run_id),
     )
     if best is None:
-        return False
+        return None
     digest = store.control.versions.get(state.run_id, best).get("digest")
-    if digest in (None, state.digest) or statement_signing.why_not_here(store, state.run_id):
+    return None if digest in (None, state.digest) else best
+
+
+def restore_best(store: Store, state: RunState, config: RunConfig) -> bool:
+    """
+    Make the best version the newest one at the end of a run with ``run.restore_best``.
+
+    Returns:
+        Whether there was one to restore; the run has changed, and is to be looked at again.
+
+    Raises:
+        UnknownVersion: Its content is gone, such as by ``model.keep_versions``.
+        RunStateError: The run is signed, and this version is not.
+    """
+    best = best_to_restore(store, state, config)
+    if best is None:
         return False
     reason = f"run.restore_best: version {best} is the best one"
-    try:
-        found = branching.branch(store, state, config, best, reason)
-    except (UnknownVersion, RunStateError) as exc:
-        log.warning("run=%s version %s is not restored: %s", state.run_id, best, exc)
-        return False
+    found = branching.branch(store, state, config, best, reason)
+    # Before it is the newest: a run must not end with a version that nothing can be trained from.
+    _bring_back(store, state, config, best)
     branches.restore_at_end(store, state, found)
     return True
+
+
+def _bring_back(store: Store, state: RunState, config: RunConfig, version: int) -> None:
+    """Have all of a version on the data server. Raises UnknownVersion."""
+    models = _models(store, state, config)
+    try:
+        models.restore_version(version, config.model.codec, branching.needs_state(config))
+    except CheckpointError as exc:
+        log.warning("run=%s version %s cannot be restored: %s", state.run_id, version, exc)
+        raise UnknownVersion(
+            state.name,
+            version,
+            "is the best one (run.restore_best), and its content is gone: pruned (model.keep_versions), or not in "
+            "the backup that the run was restored from",
+        ) from exc
+
+
+def keeps_checkpoints(store: Store, state: RunState, config: RunConfig) -> bool:
+    """Whether this machine has the checkpoints of a run: what it lacks has been removed, and is nowhere else."""
+    return _models(store, state, config).is_on_disk(state.digest)
+
+
+def _models(store: Store, state: RunState, config: RunConfig) -> ModelStore:
+    assert store.state_dir is not None  # A worker's connection has one, and so has a command's.
+    return ModelStore(store, state.run_id, config.redis.chunk_bytes, store.state_dir)

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from fl_queue.cli import cli
 from fl_queue.config import loading
 from fl_queue.coordinator.operations import backup, controls, verification
-from fl_queue.coordinator.rounds import branching, runs, stopping
+from fl_queue.coordinator.rounds import branching, lifecycle, runs, stopping
 from fl_queue.errors import RunStateError, UnknownRun, UnknownVersion
 from fl_queue.experiments import launching
 from fl_queue.models import retention
@@ -23,6 +23,7 @@ from fl_queue.protocol.records import Outcome, Purpose
 from fl_queue.reporting import diagnosis, rounds_table
 from fl_queue.store import Store, keyspace
 from fl_queue.store.transactions import branches
+from fl_queue.strategies.layouts import state_manifest
 from tests.support.manual_run import ManualRun
 from tests.support.recorded_rounds import add_rounds, record, sums
 
@@ -309,6 +310,89 @@ def test_a_best_version_is_restored_once_by_processes_that_race(
     assert hand.state.version == 3
     records = store.control.history.records(hand.run)
     assert [record.outcome for record in records].count(Outcome.restored) == 1
+
+
+def before_the_end(store: Store, folder: Path, *overrides: str) -> Judged:
+    """A run with ``run.restore_best`` and version 2, whose closing evaluation is open; version 1 is the best."""
+    hand = Judged(store, folder, "ab", 4, "run.restore_best=true", *overrides)
+    hand.commit()
+    hand.commit()
+    return hand
+
+
+def lose(hand: Judged, *digests: str) -> None:
+    """Remove content from the disk and from the data server."""
+    models = ModelStore(hand.store, hand.run, hand.config.redis.chunk_bytes, hand.folder)
+    for digest in digests:
+        models.drop(digest, hand.manifest.nbytes)
+        (models.folder / f"{digest}.safetensors").unlink()
+
+
+@pytest.mark.parametrize("what", ["model", "state"])
+def test_a_best_version_whose_content_is_gone_does_not_become_the_newest(
+    store: Store, tmp_path: Path, what: str
+) -> None:
+    hand = before_the_end(store, tmp_path, "aggregation.strategy=fedadam")
+    states = store.control.versions.get(hand.run, 1)["server_state"]
+    lose(hand, *([hand.digests()[1]] if what == "model" else states.values()))
+    hand.evaluate()
+    assert (hand.state.state, hand.state.version) == ("completed", 2)
+    assert "version 1 is the best one (run.restore_best), and its content is gone" in (
+        hand.state.reason
+    )
+    # It can be continued.
+    runs.start_run(store, hand.state.name, hand.config, 1)
+    hand.advance()
+    hand.commit()
+    assert hand.state.version == 3
+
+
+def test_a_best_version_is_on_the_data_server_before_it_is_the_newest(
+    store: Store, tmp_path: Path
+) -> None:
+    hand = before_the_end(store, tmp_path, "aggregation.strategy=fedadam", "model.codec=bfloat16")
+    models = ModelStore(store, hand.run, hand.config.redis.chunk_bytes, tmp_path)
+    store.data.redis.delete(*store.data.redis.keys("flq:chunk:*"))
+    entry = store.control.versions.get(hand.run, 1)
+    assert len(entry["server_state"]) == 2
+    hand.evaluate()
+    assert (hand.state.state, hand.state.version) == ("completed", 3)
+    assert bytes(models.fetch(entry["digest"], hand.manifest))
+    for digest in entry["server_state"].values():
+        assert bytes(models.fetch(digest, state_manifest(hand.manifest)))
+    assert not models.restore(entry["digest"], hand.manifest, entry["download"], "bfloat16")
+
+
+def test_a_machine_without_the_checkpoints_leaves_the_end_to_the_one_that_has_them(
+    store: Store, redis_urls: tuple[str, str], tmp_path: Path
+) -> None:
+    hand = before_the_end(store, tmp_path)
+    store.data.redis.delete(*store.data.redis.keys("flq:chunk:*"))
+    key = keyspace.run(hand.run)
+    store.control.redis.hset(key, "evaluated_version", 2)
+    store.control.redis.delete(keyspace.round_(hand.run, hand.state.round))
+    with Store.open(*redis_urls, tmp_path / "elsewhere") as other:
+        lifecycle.advance(other, hand.run)
+        assert (hand.state.state, hand.state.version) == ("training", 2)
+        assert "version 1 is the best one" in hand.state.reason
+        hand.advance()
+        assert (hand.state.state, hand.state.version, hand.state.reason) == ("completed", 3, "")
+
+
+def test_a_run_whose_checkpoints_are_nowhere_ends_after_the_deadline(
+    store: Store, redis_urls: tuple[str, str], tmp_path: Path
+) -> None:
+    hand = before_the_end(store, tmp_path)
+    store.data.redis.delete(*store.data.redis.keys("flq:chunk:*"))
+    key = keyspace.run(hand.run)
+    store.control.redis.hset(
+        key, mapping={"evaluated_version": 2, "waited_s": hand.config.round.deadline_s}
+    )
+    store.control.redis.delete(keyspace.round_(hand.run, hand.state.round))
+    with Store.open(*redis_urls, tmp_path / "elsewhere") as other:
+        lifecycle.advance(other, hand.run)
+    assert (hand.state.state, hand.state.version) == ("completed", 2)
+    assert "its content is gone" in hand.state.reason
 
 
 def test_the_reset_of_what_clients_keep_is_shown(store: Store, tmp_path: Path) -> None:

@@ -781,6 +781,25 @@ def test_a_machine_without_the_key_opens_no_round_of_a_signed_run(
             runs.start_run(keyless, "authentic", hospital.config, 1)
 
 
+def test_a_machine_without_the_key_does_not_end_a_run_whose_best_version_is_to_be_restored(
+    store: Store, redis_urls: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hospital = Hospital(store, tmp_path, monkeypatch, "run.restore_best=true")
+    not_opened_yet(hospital)
+    run = hospital.run
+    # The clients have validated version 0 alone, which makes it the best one.
+    nothing_left = {"rounds_wanted": "1", "evaluated_version": "1"}
+    store.control.redis.hset(keyspace.run(run), mapping=nothing_left)
+    with Store.open(*redis_urls, tmp_path / "elsewhere") as keyless:
+        lifecycle.advance(keyless, run)
+        assert (hospital.state.state, hospital.state.version) == ("training", 1)
+        assert "there is no operator.key in" in hospital.state.reason
+    hospital.advance(run)
+    assert (hospital.state.state, hospital.state.version) == ("completed", 2)
+    zero, two = (store.control.versions.get(run, number) for number in (0, 2))
+    assert (two["digest"], bool(two["signature"])) == (zero["digest"], True)
+
+
 def test_a_restored_run_is_signed_anew(hospital: Hospital, tmp_path: Path) -> None:
     assert hospital.store.state_dir is not None
     file = tmp_path / "run.flq"
