@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -19,3 +19,14 @@ def rewrite_backup(file: Path, change: Callable[[dict[str, Any]], object]) -> No
     with zipfile.ZipFile(file, "w") as archive:
         for name, content in entries.items():
             archive.writestr(name, content)
+
+
+def without_entries(file: Path, names: Collection[str]) -> None:
+    """Remove entries of a backup in place."""
+    with zipfile.ZipFile(file) as archive:
+        entries = {name: archive.read(name) for name in archive.namelist()}
+    assert set(names) <= set(entries)
+    with zipfile.ZipFile(file, "w") as archive:
+        for name, content in entries.items():
+            if name not in names:
+                archive.writestr(name, content)

@@ -240,7 +240,10 @@ def restore(
     except RunStateError:
         # Another process has created a run of that name meanwhile.
         shutil.rmtree(models.folder, ignore_errors=True)
-        for digest in (document.digest(document.version), *document.server_state.values()):
+        for digest in (
+            document.digest(document.version),
+            *document.server_state(document.version).values(),
+        ):
             models.drop(digest, manifest.nbytes)
         if manifest.published is not None:
             models.drop(manifest.published.digest, manifest.published.nbytes)

@@ -4,7 +4,7 @@ The file of a backup: what is in it, and how one is written and read.
 A zip file with nothing in it compressed::
 
     run.json                  the fields of ``Document``: what the control server knew, at one moment
-    <digest>.safetensors      the newest version, what its strategy keeps with it, and the best version
+    <digest>.safetensors      the newest version, the best and tagged ones, and what the strategy keeps with each
     base-<digest>.safetensors the base part of a run that publishes one
 
 Whatever a file holds, reading it raises ``DataError`` and takes no more memory than the caps allow.
@@ -60,7 +60,7 @@ class Document:
         history: Every ended round.
         late: Round -> updates that came after it had ended.
         evaluations: Version -> its verdict on the test set, of those that have one.
-        models: Versions whose models are in the file; of the newest the strategy's state, too.
+        models: Versions whose models are in the file, with the strategy's state; an older one may lack that.
     """
 
     format: int
@@ -96,10 +96,9 @@ class Document:
         """Digest of a version's model."""
         return str(self.versions[str(version)]["digest"])
 
-    @property
-    def server_state(self) -> dict[str, str]:
-        """Name -> digest of what the strategy keeps with the newest version."""
-        found: dict[str, str] = self.versions[str(self.version)].get("server_state", {})
+    def server_state(self, version: int) -> dict[str, str]:
+        """Name -> digest of what the strategy keeps with a version."""
+        found: dict[str, str] = self.versions[str(version)].get("server_state", {})
         return found
 
 
@@ -122,14 +121,23 @@ def pack(document: Document, writing: Path, path: Path) -> None:
     file = writing / "backup.zip"
     with files.create(file) as out, zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as archive:
         archive.writestr(_RECORD, record)
-        digests = [document.digest(version) for version in document.models]
-        for digest in dict.fromkeys([*digests, *document.server_state.values()]):
-            entry = checkpoint.file_name(digest)
+        for entry in _models(document, writing):
             archive.write(writing / entry, entry)
         if (base := Manifest.from_json(dumps(document.manifest)).published) is not None:
             entry = checkpoint.file_name(base.digest, base)
             archive.write(writing / entry, entry)
     files.put_in_place(file, path)
+
+
+def _models(document: Document, writing: Path) -> list[str]:
+    """Files of models and states, each once; an older version may be without its state."""
+    needed = [document.digest(version) for version in document.models]
+    needed += document.server_state(document.version).values()
+    others = [
+        digest for version in document.models for digest in document.server_state(version).values()
+    ]
+    there = [digest for digest in others if (writing / checkpoint.file_name(digest)).exists()]
+    return [checkpoint.file_name(digest) for digest in dict.fromkeys([*needed, *there])]
 
 
 # Reading a file that may hold anything
@@ -269,7 +277,7 @@ def _check_versions(document: Document, state: RunState) -> None:
     entry = document.versions[str(newest)]
     known = (state.digest, state.download) == (entry["digest"], entry.get("download", ""))
     _demand(known, "state.digest or state.download is not the newest version's")
-    known = state.server_state == document.server_state
+    known = state.server_state == document.server_state(newest)
     _demand(known, "state.server_state is not the newest version's")
     in_file = set(document.models)
     _demand(

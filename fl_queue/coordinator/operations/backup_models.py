@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import zipfile
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
 from fl_queue.coordinator.operations.backup_file import Document, read_model
@@ -19,7 +20,9 @@ from fl_queue.strategies.layouts import state_manifest
 
 def stage(store: Store, document: Document, version: int, state_dir: Path, writing: Path) -> None:
     """
-    Write a version's model, and with the newest what belongs to the run or to the strategy.
+    Write a version's model and its strategy's state, and with the newest what belongs to the run.
+
+    An older version whose state is gone is written without it: it can be exported.
 
     Args:
         writing: Folder of the files.
@@ -35,22 +38,25 @@ def stage(store: Store, document: Document, version: int, state_dir: Path, writi
     metadata = {"run": run, "version": str(version), "digest": digest}
     try:
         checkpoint.write(writing, digest, manifest, body, metadata)
+        with nullcontext() if version == document.version else suppress(UnknownVersion):
+            _stage_state(models, document, version, manifest, writing)
         if version == document.version:
-            _stage_state(models, document, manifest, writing)
             _stage_base_part(models, document, manifest, writing)
     except CheckpointError as exc:
         raise DataError(str(writing.parent), exc.reason) from exc
 
 
-def _stage_state(models: ModelStore, document: Document, manifest: Manifest, writing: Path) -> None:
-    """State of the strategy at the newest version."""
+def _stage_state(
+    models: ModelStore, document: Document, version: int, manifest: Manifest, writing: Path
+) -> None:
+    """State of the strategy at a version. Raises UnknownVersion."""
     run, layout = document.run_id, state_manifest(manifest)
-    for name, digest in document.server_state.items():
+    for name, digest in document.server_state(version).items():
         try:
             body = models.open_body(digest, layout)
         except (ContentMissing, CheckpointError) as exc:
-            raise UnknownVersion(run, document.version, f"lacks its state {name!r}: {exc}") from exc
-        metadata = {"run": run, "version": str(document.version), "state": name, "digest": digest}
+            raise UnknownVersion(run, version, f"lacks its state {name!r}: {exc}") from exc
+        metadata = {"run": run, "version": str(version), "state": name, "digest": digest}
         checkpoint.write(writing, digest, layout, body.view, metadata)
 
 
@@ -85,7 +91,7 @@ def restore_models(
         # The newest last: it also goes to the data server, when all else is good.
         for version in sorted(document.models):
             _restore_model(models, archive, path, document, manifest, version)
-        _restore_state(models, archive, path, document, manifest)
+            _restore_state(models, archive, path, document, manifest, version)
     # Whatever ends it, an interrupt or RQ's timeout too: it is raised again after the clean-up.
     except BaseException:
         shutil.rmtree(models.folder, ignore_errors=True)
@@ -125,11 +131,16 @@ def _restore_state(
     path: Path,
     document: Document,
     manifest: Manifest,
+    version: int,
 ) -> None:
-    """State of the strategy at the newest version, on disk and on the data server."""
+    """State of the strategy at a version on disk, that of the newest on the data server, too."""
     run, folder, layout = models.run, models.folder, state_manifest(manifest)
-    for name, digest in document.server_state.items():
+    is_newest, there = version == document.version, archive.namelist()
+    for name, digest in document.server_state(version).items():
+        if not is_newest and checkpoint.file_name(digest) not in there:
+            continue  # A backup of an earlier release, or the state was gone.
         body = read_model(archive, path, digest, layout, folder)
-        metadata = {"run": run, "version": str(document.version), "state": name, "digest": digest}
+        metadata = {"run": run, "version": str(version), "state": name, "digest": digest}
         checkpoint.write(folder, digest, layout, body, metadata)
-        models.publish(digest, body)
+        if is_newest:
+            models.publish(digest, body)

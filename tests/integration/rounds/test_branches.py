@@ -12,7 +12,7 @@ from click.testing import CliRunner
 
 from fl_queue.cli import cli
 from fl_queue.config import loading
-from fl_queue.coordinator.operations import backup, controls, verification
+from fl_queue.coordinator.operations import backup, controls, tagging, verification
 from fl_queue.coordinator.rounds import branching, lifecycle, runs, stopping
 from fl_queue.errors import RunStateError, UnknownRun, UnknownVersion
 from fl_queue.experiments import launching
@@ -24,6 +24,7 @@ from fl_queue.reporting import diagnosis, rounds_table
 from fl_queue.store import Store, keyspace
 from fl_queue.store.transactions import branches
 from fl_queue.strategies.layouts import state_manifest
+from tests.support.backup_files import without_entries
 from tests.support.manual_run import ManualRun
 from tests.support.recorded_rounds import add_rounds, record, sums
 
@@ -246,6 +247,34 @@ def test_a_backup_has_both_lines_and_goes_on(store: Store, tmp_path: Path) -> No
     assert [entry["digest"] for entry in entries.values()] == digests
     assert entries[3]["of"] == 1
     assert store.control.history.records(state.run_id) == history
+
+
+@pytest.mark.parametrize("is_older", [False, True])
+def test_a_restored_run_goes_on_from_a_tagged_version_with_its_strategys_state(
+    store: Store, tmp_path: Path, is_older: bool
+) -> None:
+    hand = at_version_2(store, tmp_path, "aggregation.strategy=fedadam")
+    file, state_dir = tmp_path / "b.flq", tmp_path / "new"
+    tagging.tag(store, hand.run, "1", "paper")
+    states = store.control.versions.get(hand.run, 1)["server_state"]
+    backup.write(store, hand.run, file, tmp_path)
+    if is_older:
+        without_entries(file, [f"{digest}.safetensors" for digest in states.values()])
+    store.control.redis.flushall()
+    store.data.redis.flushall()
+    hand.run, hand.folder = backup.restore(store, file, state_dir).run_id, state_dir
+    models = ModelStore(store, hand.run, hand.config.redis.chunk_bytes, state_dir)
+    assert models.is_there(1, with_state=False)
+    assert models.is_there(1) == (not is_older)
+    if is_older:
+        return
+    for client in hand.clients:
+        store.control.leases.hold(keyspace.client_holder(client), "t", 60, {})
+    store.control.redis.hset(keyspace.CLOCK, "settling_s", 0)
+    hand.go_back(1)
+    hand.commit()
+    assert hand.state.version == 4
+    assert store.control.versions.get(hand.run, 3)["server_state"] == states
 
 
 def finished(store: Store, folder: Path, *overrides: str) -> Judged:
