@@ -213,8 +213,8 @@ def restore(
         state_dir: This machine's folder; checkpoints are below it.
         name: Its name; None for the one it had. Random draws depend on the name, so a run under another name
             continues, but not with the bits it would have had.
-        unsigned: Accept a file whose config and newest version are not signed with this machine's operator's
-            key: restoring signs both, and sites train by them.
+        unsigned: Accept a file whose config and versions are not signed with this machine's operator's key:
+            restoring signs them, and sites train by them.
 
     Raises:
         ConfigError: The name is not allowed; or the file is not signed.
@@ -236,7 +236,7 @@ def restore(
         models = ModelStore(store, run, document.chunk_bytes, state_dir)
         backup_models.restore_models(models, archive, path, document, manifest)
     try:
-        _create(store, document, run, chosen)
+        _create(store, document, run, chosen, unsigned)
     except RunStateError:
         # Another process has created a run of that name meanwhile.
         shutil.rmtree(models.folder, ignore_errors=True)
@@ -260,12 +260,12 @@ def _check_signed(store: Store, document: Document, manifest: Manifest) -> None:
     Raises:
         ConfigError: A signature is missing, and this machine has the key.
     """
-    entry, number = document.versions[str(document.version)], int(document.state.get("segment", 0))
+    number = int(document.state.get("segment", 0))
     if what := statement_signing.unsigned_in_backup(
         store,
         (document.run_id, document.state["name"]),
         (number, document.config[number]),
-        (document.version, entry),
+        {version: document.versions[str(version)] for version in document.models},
         manifest,
     ):
         raise ConfigError(
@@ -283,10 +283,10 @@ def _refuse_taken(name: str, living: Mapping[str, str]) -> None:
         )
 
 
-def _create(store: Store, document: Document, run: str, name: str) -> None:
+def _create(store: Store, document: Document, run: str, name: str, unsigned: bool) -> None:
     """Write all keys of the run at once, unless the name has been taken meanwhile."""
     state = _restored_state(document, name)
-    segments, made = _signed_anew(store, document, run, name)
+    segments, made = _signed_anew(store, document, run, name, unsigned)
     restored = RestoredRun(
         run,
         name,
@@ -309,12 +309,13 @@ def _create(store: Store, document: Document, run: str, name: str) -> None:
 
 
 def _signed_anew(
-    store: Store, document: Document, run: str, name: str
+    store: Store, document: Document, run: str, name: str, unsigned: bool
 ) -> tuple[list[dict[str, Any]], dict[str, dict[str, Any]]]:
     """
     Config segments and versions under the operator's signature: those in the file are of another run id.
 
-    Of the versions the newest alone: rounds start from that one.
+    Of the versions those that are in the file, which the run may go back to; an older one that had no signature
+    gets one only with ``unsigned``, as nothing has shown that it is the operator's.
     """
     # The run has a version: it starts from no initial model.
     segments = [
@@ -322,11 +323,15 @@ def _signed_anew(
         for number, found in enumerate(document.config)
     ]
     made = {key: _without_signature(entry) for key, entry in document.versions.items()}
-    newest, manifest = str(document.version), Manifest.from_json(dumps(document.manifest))
-    if signature := statement_signing.restored(
-        store, run, document.version, made[newest], manifest
-    ):
-        made[newest] = {**made[newest], statements.SIGNATURE: signature}
+    manifest = Manifest.from_json(dumps(document.manifest))
+    # The newest last: it is the one that this machine notes as signed.
+    for version in sorted(document.models):
+        key = str(version)
+        was_signed = statements.SIGNATURE in document.versions[key]
+        if not (unsigned or was_signed or version == document.version):
+            continue
+        signature = statement_signing.restored(store, run, version, made[key], manifest)
+        made[key] |= {statements.SIGNATURE: signature} if signature else {}
     return segments, made
 
 

@@ -279,7 +279,7 @@ def unsigned_in_backup(
     store: Store,
     run: tuple[str, str],
     config: tuple[int, Mapping[str, Any]],
-    newest: tuple[int, Mapping[str, Any]],
+    versions: Mapping[int, Mapping[str, Any]],
     manifest: Manifest,
 ) -> str:
     """
@@ -288,7 +288,8 @@ def unsigned_in_backup(
     Args:
         run: Id and name, as they were.
         config: The segment that the run was at, by its number.
-        newest: Its newest version, as the run's ``versions`` hash had it.
+        versions: Those that are in the backup, as the run's ``versions`` hash had them. An older one may have no
+            signature, from before there was a key: it gets none. A wrong one is a change of the file.
 
     Raises:
         ConfigError: The key cannot be used.
@@ -298,8 +299,12 @@ def unsigned_in_backup(
         return ""
     if not is_segment_signed(*run, *config, key.public):
         return "config"
-    base = _Base(*newest, manifest)
-    return "" if base.is_signed(run[0], key) else f"version {base.number}"
+    newest = max(versions)
+    for number, entry in sorted(versions.items(), reverse=True):
+        has_to_be = number == newest or SIGNATURE in entry
+        if has_to_be and not _Base(number, entry, manifest).is_signed(run[0], key):
+            return f"version {number}"
+    return ""
 
 
 def restored(store: Store, run: str, number: int, entry: Mapping[str, Any], made: Manifest) -> str:

@@ -26,7 +26,7 @@ from fl_queue.config import loading
 from fl_queue.coordinator.aggregator.collector import RoundAggregator
 from fl_queue.coordinator.aggregator.intake import UpdateIntake
 from fl_queue.coordinator.aggregator.version_builder import VersionBuilder
-from fl_queue.coordinator.operations import backup, deletion
+from fl_queue.coordinator.operations import backup, deletion, tagging
 from fl_queue.coordinator.rounds import eligibility, lifecycle, runs, statement_signing
 from fl_queue.errors import ConfigError, MergeFailed, ModelMismatch, RunStateError
 from fl_queue.models.model_store import ModelStore
@@ -811,6 +811,48 @@ def test_a_restored_run_is_signed_anew(hospital: Hospital, tmp_path: Path) -> No
     assert hospital.round.signed
     hospital.work("a")
     assert hospital.answers()["a"].kind == "update"
+
+
+def with_tagged_version_0(hospital: Hospital, file: Path) -> Path:
+    """Back a run up that is at version 1; returns the state folder."""
+    store = hospital.store
+    not_opened_yet(hospital)
+    store.control.redis.hset(keyspace.run(hospital.run), "state", "cancelled")
+    tagging.tag(store, hospital.run, "0", "first")
+    assert store.state_dir is not None
+    backup.write(store, "authentic", file, store.state_dir)
+    return store.state_dir
+
+
+def test_a_restored_signed_run_can_go_back_to_what_the_backup_has(
+    hospital: Hospital, tmp_path: Path
+) -> None:
+    store, file = hospital.store, tmp_path / "run.flq"
+    made = backup.restore(store, file, with_tagged_version_0(hospital, file), "restored")
+    assert store.control.enrolments.pins.signed_version(made.run_id) == (1, made.digest)
+    runs.start_run(store, "restored", hospital.config, 1, from_version=0)
+    hospital.run = made.run_id
+    hospital.advance(made.run_id)
+    assert (hospital.state.version, bool(hospital.round.signed)) == (2, True)
+
+
+def test_an_older_version_of_a_backup_is_signed_only_if_it_was(
+    hospital: Hospital, tmp_path: Path
+) -> None:
+    store, file = hospital.store, tmp_path / "run.flq"
+    state_dir = with_tagged_version_0(hospital, file)
+    rewrite_backup(file, lambda raw: raw["versions"]["0"].pop("signature"))
+    for name, unsigned in (("left", False), ("vouched", True)):
+        made = backup.restore(store, file, state_dir, name, unsigned)
+        assert ("signature" in store.control.versions.get(made.run_id, 0)) == unsigned
+        assert store.control.versions.get(made.run_id, 1)["signature"]
+    rewrite_backup(file, older_version_of_another)
+    with pytest.raises(ConfigError, match="--unsigned: the version 0 in this backup is not signed"):
+        backup.restore(store, file, state_dir, "restored")
+
+
+def older_version_of_another(raw: dict[str, Any]) -> None:
+    raw["versions"]["0"]["signature"] = raw["versions"]["1"]["signature"]
 
 
 def other_config(raw: dict[str, Any]) -> None:
