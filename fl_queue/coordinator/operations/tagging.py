@@ -16,7 +16,7 @@ from fl_queue.errors import ConfigError, RunStateError, UnknownVersion
 from fl_queue.models import retention, selection
 from fl_queue.models.model_store import ModelStore
 from fl_queue.protocol.events import Event, VersionTagged, VersionUntagged
-from fl_queue.store import Store
+from fl_queue.store import RunState, Store
 from fl_queue.store.transactions import confirmed_changes
 from fl_queue.store.transactions import runs as transactions
 
@@ -61,12 +61,10 @@ def tag(store: Store, run: str, version: str, name: str) -> int:
         raise UnknownVersion(state.name, number, f"does not exist (versions: 0 to {max(versions)})")
     assert store.state_dir is not None  # A command's connection has one.
     models = ModelStore(store, state.run_id, config.redis.chunk_bytes, store.state_dir)
-    if number not in retention.kept_versions(store, state, config) and not models.is_there(number):
-        raise UnknownVersion(
-            state.name,
-            number,
-            f"has been pruned (model.keep_versions = {config.model.keep_versions})",
-        )
+    pruned = f"has been pruned (model.keep_versions = {config.model.keep_versions})"
+    had, had_state = models.is_there(number, with_state=False), models.is_there(number)
+    if number not in retention.kept_versions(store, state, config) and not had:
+        raise UnknownVersion(state.name, number, pruned)
 
     def add(tags: Mapping[str, int]) -> dict[str, int]:
         if len(tags) >= MOST and name not in tags:
@@ -74,7 +72,28 @@ def tag(store: Store, run: str, version: str, name: str) -> int:
         return {**tags, name: number}
 
     _change(store, state.run_id, add, VersionTagged(version=number, name=name))
+    # Retention that had read the tags before may have removed it; from now on it does not. What this machine
+    # did not find before, another one may have.
+    if had and not models.is_there(number, with_state=had_state):
+        _take_back(store, state, name, number)
+        raise UnknownVersion(state.name, number, pruned)
     return number
+
+
+def _take_back(store: Store, before: RunState, name: str, number: int) -> None:
+    """Put a tag back to what it was in ``before``, unless it has been moved again."""
+    old = before.tags.get(name)
+
+    def back(tags: Mapping[str, int]) -> dict[str, int]:
+        if tags.get(name) != number:
+            return dict(tags)
+        others = {each: version for each, version in tags.items() if each != name}
+        return others if old is None else {**tags, name: old}
+
+    event: Event = VersionUntagged(version=number, name=name)
+    if old is not None:
+        event = VersionTagged(version=old, name=name)
+    _change(store, before.run_id, back, event)
 
 
 def untag(store: Store, run: str, name: str) -> int:

@@ -19,6 +19,7 @@ from fl_queue.models.model_store import ModelStore
 from fl_queue.protocol.state import parse_run_state
 from fl_queue.reporting import run_status
 from fl_queue.store import Store, keyspace
+from fl_queue.store.transactions import runs as transactions
 from tests.support.manual_run import ManualRun
 
 
@@ -57,6 +58,31 @@ def test_a_tagged_version_is_kept_until_its_tag_is_removed(store: Store, tmp_pat
     assert not is_on_disk(hand, 1)
     with pytest.raises(UnknownVersion, match=r"has been pruned \(model.keep_versions = 1\)"):
         tagging.tag(store, hand.run, "1", "late")
+
+
+@pytest.mark.parametrize("old", [None, 2])
+def test_a_version_that_is_pruned_while_it_is_tagged_gets_no_tag(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, old: int | None
+) -> None:
+    options = ("model.keep_versions=3", "run.evaluate_every=0")
+    hand = trained(store, tmp_path, *options, versions=3)
+    if old is not None:
+        tagging.tag(store, hand.run, str(old), "paper")
+    tags = hand.state.tags
+    set_tags = transactions.set_tags
+
+    def late(*args: Any) -> bool:
+        """Retention has decided before the tag is written, and removes after."""
+        done = set_tags(*args)
+        models = ModelStore(store, hand.run, hand.config.redis.chunk_bytes, tmp_path)
+        models.drop(digest(hand, 1), hand.manifest.nbytes)
+        (models.folder / f"{digest(hand, 1)}.safetensors").unlink(missing_ok=True)
+        return done
+
+    monkeypatch.setattr(transactions, "set_tags", late)
+    with pytest.raises(UnknownVersion, match="has been pruned"):
+        tagging.tag(store, hand.run, "1", "paper")
+    assert hand.state.tags == tags
 
 
 def test_tags_are_moved_shown_and_removed(store: Store, tmp_path: Path) -> None:
