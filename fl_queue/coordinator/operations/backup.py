@@ -239,18 +239,21 @@ def restore(
         _create(store, document, run, chosen, unsigned)
     except RunStateError:
         # Another process has created a run of that name meanwhile.
-        shutil.rmtree(models.folder, ignore_errors=True)
-        for digest in (
-            document.digest(document.version),
-            *document.server_state(document.version).values(),
-        ):
-            models.drop(digest, manifest.nbytes)
-        if manifest.published is not None:
-            models.drop(manifest.published.digest, manifest.published.nbytes)
+        _remove(models, document, manifest)
         raise
     # Publishes the evaluation of the newest version, if it has none.
     lifecycle.advance(store, run)
     return find_run(store, run)
+
+
+def _remove(models: ModelStore, document: Document, manifest: Manifest) -> None:
+    """Remove what has been restored of a run that is not created."""
+    shutil.rmtree(models.folder, ignore_errors=True)
+    newest = document.version
+    for digest in (document.digest(newest), *document.server_state(newest).values()):
+        models.drop(digest, manifest.nbytes)
+    if manifest.published is not None:
+        models.drop(manifest.published.digest, manifest.published.nbytes)
 
 
 def _check_signed(store: Store, document: Document, manifest: Manifest) -> None:
