@@ -20,6 +20,7 @@ from fl_queue.client.personalization import Personalization, check_private
 from fl_queue.client.strategy_terms import check_seen, local_rule
 from fl_queue.client.version_zero import initial_model as initial_model
 from fl_queue.errors import DataError
+from fl_queue.metrics import LOSS_ITEMS
 from fl_queue.protocol.manifest import Manifest, TensorSpec
 from fl_queue.protocol.records import LOST, Sums
 from fl_queue.protocol.tensor_layout import little_endian
@@ -131,6 +132,7 @@ class TrainingResult:
         manifest: The run's model.
         own: The personal model, where the strategy has one.
         files: Numbers of files that were not used, or not as they are, by their kind.
+        is_by_optimizer: Whether ``local_sgd`` trained, by the optimizer of the config; a task may train in another way.
     """
 
     tensors: UpdateTensors
@@ -143,6 +145,7 @@ class TrainingResult:
     manifest: Manifest
     own: Arrays = field(default_factory=dict)
     files: Mapping[str, int] = field(default_factory=dict)
+    is_by_optimizer: bool = True
 
     def kept(self, which: str, name: str) -> NDArray[Any]:
         """A tensor of what the client keeps once its update is accepted, by ``client_layouts``."""
@@ -261,7 +264,7 @@ class ClientTrainer:
             own = self._personalization(data, context)
             metrics = {**self._evaluated(model, data, context), **own.make_own(model)}
             if strategy.needs_base_loss:
-                known = replace(known, base_loss=_loss(self.task, model, data.train, context))
+                known = replace(known, base_loss=_loss(self.task, model, data, context))
             started = time.monotonic()
             training = replace(context, rule=rule, logged=logged)
             train_sums = calls.trained(self.task, model, data, training, on_epoch)
@@ -276,8 +279,9 @@ class ClientTrainer:
         changes = UpdateTensors(self.manifest, model, self.base)
         found = self._contribution(known, rule, changes)
         sent, metrics = update_manifest(strategy, self.manifest), {**metrics, **own_metrics}
+        files = calls.file_counts(data.counts)
         return TrainingResult(
-            changes, num_examples, metrics, train_metrics, train_s, sent, found, self.manifest, own_model, calls.file_counts(data.counts)
+            changes, num_examples, metrics, train_metrics, train_s, sent, found, self.manifest, own_model, files, rule.is_used
         )  # fmt: skip
 
     def evaluate(self, data: ClientData | None = None) -> Sums:
@@ -389,14 +393,14 @@ def _personalize(own: Personalization, context: ClientContext) -> tuple[Sums, Ar
         return {**sums, **own.finetune()}, arrays
 
 
-def _loss(task: Task, model: nn.Module, dataset: Samples, context: ClientContext) -> float:
-    """Mean loss of a model on a data set."""
-    sums = calls.evaluated(task, model, dataset, context)
+def _loss(task: Task, model: nn.Module, data: ClientData, context: ClientContext) -> float:
+    """Mean loss of a model on the training data, as the training minimises it: over tokens where its loss is."""
+    sums = calls.training_losses(task, model, data, context)
     if not sums.get("num_examples") or "loss_sum" not in sums:
         raise DataError(
             "training data", "the loss of the round's model on it is not finite", public=True
         )
-    return float(sums["loss_sum"] / sums["num_examples"])
+    return float(sums["loss_sum"] / (sums.get(LOSS_ITEMS) or sums["num_examples"]))
 
 
 def evaluate_version(

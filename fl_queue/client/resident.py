@@ -273,7 +273,7 @@ class Resident:
         state_writing.write_state(folder, config, plan, result, context)
         encoding = codec.encoding(config.update)
         environment = _environment(task, context, job.request.state.note)
-        if (name := config.train.optimizer) != "sgd":
+        if result.is_by_optimizer and (name := config.train.optimizer) != "sgd":
             environment["optimizer"] = implementation(name, context.device)
         header = update_message.build_header(
             job.header("update"), result, encoding, environment, context

@@ -38,9 +38,9 @@ def local_rule(
         if correction.offset is not None:
             offset = np.broadcast_to(correction.offset(name), tuple(parameter.shape))
             offsets[parameter] = torch.tensor(offset.copy()).to(parameter)
-    only_sgd = (
-        strategy.training_refusals("adamw")["optimizer"] if strategy.needs_gradient_sum else ""
-    )
+    # q-FedAvg has a constant of SGD in its equations.
+    knows_sgd = strategy.needs_gradient_sum or strategy.needs_base_loss
+    only_sgd = strategy.training_refusals("adamw").get("optimizer", "") if knows_sgd else ""
     return LocalRule(correction.proximal, anchors, offsets, fewest, only_sgd, known.learning_rate)
 
 

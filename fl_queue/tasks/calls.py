@@ -23,6 +23,7 @@ from fl_queue.tasks import plain_numbers
 from fl_queue.tasks.base import ClientData, OnEpoch, Task, declared_of, overridden
 from fl_queue.tasks.context import ClientContext
 from fl_queue.tasks.error_disclosure import class_name
+from fl_queue.training.evaluation import EvaluationOptions, evaluate
 from fl_queue.training.metric_kinds import own_sums
 from fl_queue.training.row_floor import check_batch, check_pull
 from fl_queue.training.sgd import Samples, as_built, part_of, size_of
@@ -171,6 +172,28 @@ def metric_names(task: Task) -> list[str]:
     if found is not None:
         return found.to_record()
     return [*DETECTED] if overridden(task, "evaluate") is None else []
+
+
+def training_losses(task: Task, model: nn.Module, data: ClientData, context: ClientContext) -> Sums:
+    """
+    Sums of a model's loss on the training data, as the training minimises it.
+
+    By the training loss of a task that has its own, where the default loop trains with it.
+    """
+    if not overridden(task, "training_loss") or overridden(task, "train"):
+        return evaluated(task, model, data.train, context)
+    found = evaluate(
+        model,
+        data.train,
+        task.training_loss(data, context),
+        context.device,
+        context.loader_workers,
+        context.batch_size,
+        options=EvaluationOptions(
+            hooks=replace(task.hooks, own_sums=None), batch_size=task.config.train.evaluation_batch
+        ),
+    )
+    return _sums(task, "evaluate", found)
 
 
 def described(task: Task, data: ClientData) -> Mapping[str, str | list[Any]]:

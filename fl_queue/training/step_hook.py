@@ -153,7 +153,8 @@ class LocalTraining:
             raise _refused(
                 f"{name} holds parts of parameters (DeepSpeed, FSDP); train on one device"
             )
-        if any(one.grad is not None and one.grad.is_sparse for one in held):
+        has_sparse = any(one.grad is not None and one.grad.is_sparse for one in held)
+        if rule.has_terms and has_sparse:
             raise _refused(f"{name} has sparse gradients; build the embedding with sparse=False")
         if rule.only_sgd:
             self._check_sgd(optimizer, rule)

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from fl_queue.config.run_config import RunConfig
+from fl_queue.config.schema import TrainSection
 from fl_queue.errors import ConfigError
 from fl_queue.metrics import finish
 from fl_queue.protocol.records import Sums
@@ -26,6 +27,17 @@ from fl_queue.tasks.error_disclosure import class_name
 from fl_queue.tasks.hf import models, packages, tables
 from fl_queue.training.sgd import size_of
 
+_BY_ARGUMENT = "its trainer has {0}, see arguments(context, {0}=...)"
+#: Fields of ``[train]`` that a trainer has in another way, and in which.
+_OF_TRAINER = {
+    "optimizer": _BY_ARGUMENT.format("optim"),
+    "optimizer_options": _BY_ARGUMENT.format("optim_args"),
+    "momentum": _BY_ARGUMENT.format("optim_args"),
+    "schedule": _BY_ARGUMENT.format("lr_scheduler_type"),
+    "warmup": _BY_ARGUMENT.format("warmup_steps"),
+    "no_decay": "its trainer leaves out biases and norms by itself",
+    "ema": "its trainer has none",
+}
 #: numpy takes seeds of 32 bits.
 _SEEDS = 2**32
 
@@ -50,13 +62,18 @@ class HFTask(Task):
                 return Trainer(model, arguments, self.collate, data.train)
 
     Validation is that of ``Task.evaluate``. Strategies' terms are added to the gradients at each step of the
-    trainer's optimizer; SCAFFOLD and FedNova take SGD alone (``optim="sgd"``).
+    trainer's optimizer; SCAFFOLD, FedNova and q-FedAvg take SGD alone (``optim="sgd"``). The optimizer and its
+    schedule are the trainer's: fields of ``[train]`` about them that are not at their defaults are refused.
+
+    Raises:
+        ConfigError: ``[train]`` has an optimizer, a schedule or a mean of weights.
     """
 
     def __init__(self, config: RunConfig) -> None:
         super().__init__(config)
         # Before a task's own module loads anything of them: they are offline from here on.
         packages.transformers()
+        _check_defaults(config.train)
 
     @abstractmethod
     def trainer(self, model: nn.Module, data: ClientData, context: ClientContext) -> Any:
@@ -71,7 +88,7 @@ class HFTask(Task):
 
     def arguments(self, context: ClientContext, **settings: Any) -> Any:
         """
-        Return ``TrainingArguments`` as the config has them: learning rate (constant in a round), batch size, clipping.
+        Return ``TrainingArguments`` as the config has them: learning rate (constant in a round), batch size, clipping, precision.
 
         Args:
             context: Of the round.
@@ -87,6 +104,8 @@ class HFTask(Task):
             "gradient_accumulation_steps": train.accumulate,
             "max_grad_norm": train.clip_norm,
             "weight_decay": train.weight_decay,
+            "bf16": train.precision == "bfloat16",
+            "fp16": train.precision == "float16",
             "dataloader_num_workers": context.loader_workers,
             "use_cpu": torch.device(context.device).type == "cpu",
             "report_to": "none",
@@ -135,6 +154,18 @@ class HFTask(Task):
             trainer.accelerator.free_memory()
         count = size_of(data.train)
         return {"num_examples": count, "loss_sum": float(done.training_loss) * count}
+
+
+def _check_defaults(train: TrainSection) -> None:
+    """Raise ConfigError for a field of which a trainer knows nothing."""
+    default = TrainSection()
+    for name, how in _OF_TRAINER.items():
+        if getattr(train, name) != getattr(default, name):
+            raise ConfigError(
+                f"train.{name}",
+                f"an HFTask does not use it: {how}; leave it at its default",
+                public=True,
+            )
 
 
 @contextmanager

@@ -13,13 +13,19 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset, TensorDataset, random_split
 
-from fl_queue.client.local_update import evaluate_version, initial_model, train_update
+from fl_queue.client.local_update import (
+    ClientStrategy,
+    evaluate_version,
+    initial_model,
+    train_update,
+)
 from fl_queue.config.run_config import RunConfig
 from fl_queue.errors import ConfigError, DataError, ModelMismatch
 from fl_queue.metrics import MAX_CLASSES, check, finish
 from fl_queue.protocol import message
 from fl_queue.protocol.header import Header
 from fl_queue.protocol.manifest import Manifest, TensorSpec
+from fl_queue.strategies.qfedavg import QFedAvg
 from fl_queue.tasks.base import ClientData, Task, code_digest
 from fl_queue.tasks.context import ClientContext
 from fl_queue.tasks.loading import load_task
@@ -297,6 +303,59 @@ def test_settings_of_torch_are_left_as_they_were(task):
     update_of(task)
     assert torch.get_num_threads() == 2
     assert not torch.are_deterministic_algorithms_enabled()
+
+
+class TokenTask(EverythingTask):
+    """Its loss is a mean over the tokens, of which there are 0 to 4 in a sample; trained with twice the loss."""
+
+    def collate(self, samples):
+        rows = torch.stack([row for row, _ in samples])
+        return rows, torch.where(rows > 0, rows.argsort(1), -100)
+
+    def items(self, batch):
+        return int((batch[1] != -100).sum())
+
+    def loss(self, output, target):
+        scores = output.unsqueeze(1).expand(-1, 4, -1).reshape(-1, 4)
+        each = nn.functional.cross_entropy(scores, target.reshape(-1), reduction="sum")
+        return each / (target != -100).sum()
+
+
+class WeighedTask(TokenTask):
+    def training_loss(self, data, context):
+        return lambda output, target: 2 * self.loss(output, target)
+
+
+@pytest.mark.parametrize(("kind", "factor"), [(TokenTask, 1), (WeighedTask, 2)])
+def test_the_loss_of_qfedavg_is_the_one_that_the_training_minimises(kind, factor):
+    known = []
+
+    class Notes(QFedAvg):
+        def answer(self, training):
+            known.append(training)
+            return super().answer(training)
+
+    config = config_of()
+    task = kind(config)
+    manifest, base = initial_model(task, 1)
+    plan = ClientStrategy(Notes({"q": 1.0}))
+    train_update(task, manifest, base, context_of(config), plan=plan)
+
+    rows = list(task.client_data(context_of(config)).train)
+    batch = task.collate(rows)
+    model = task.build_model()
+    load_arrays(model, manifest, base)
+    expected = task.loss(model.eval()(batch[0]), batch[1])
+    assert known[0].base_loss == pytest.approx(factor * float(expected), rel=1e-5)
+
+
+def test_a_training_of_the_tasks_own_names_no_optimizer_of_the_config(task):
+    class Own(EverythingTask):
+        def train(self, model, data, context, on_epoch):
+            return {"num_examples": 1}
+
+    assert update_of(task).is_by_optimizer
+    assert not update_of(Own(config_of())).is_by_optimizer
 
 
 def test_no_training_samples_is_an_error_that_names_the_client(task):

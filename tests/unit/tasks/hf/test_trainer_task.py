@@ -254,6 +254,53 @@ def test_terms_reach_the_trainers_optimizer(own: type[Own], accumulate: int) -> 
     assert counted[-1] == 2 * 5 if accumulate == 1 else 2 * 3
 
 
-def test_scaffold_takes_a_trainer_with_sgd_alone() -> None:
-    with pytest.raises(ConfigError, match=r"means of SGD's gradients.*steps with AdamW"):
-        updated("scaffold")
+@pytest.mark.parametrize(
+    ("strategy", "words"),
+    [
+        ("scaffold", "means of SGD's gradients"),
+        ("qfedavg", "the Lipschitz constant of SGD's steps"),
+    ],
+)
+def test_a_strategy_of_sgds_steps_takes_a_trainer_with_sgd_alone(
+    own: type[Own], strategy: str, words: str
+) -> None:
+    with pytest.raises(ConfigError, match=rf"{words}.*steps with AdamW"):
+        updated(strategy)
+
+    def by_sgd(made: Any, model: nn.Module, data: ClientData) -> Any:
+        made.args.optim = "sgd"
+        return made
+
+    assert way(updated("qfedavg", q=0.0)) > 0
+    own.make = staticmethod(by_sgd)
+    assert way(updated("qfedavg")) > 0
+
+
+@pytest.mark.parametrize(
+    ("train", "field"),
+    [
+        ({"optimizer": "adamw"}, "optimizer"),
+        ({"optimizer_options": {"nesterov": True}, "momentum": 0.9}, "optimizer_options"),
+        ({"momentum": 0.9}, "momentum"),
+        ({"schedule": "cosine"}, "schedule"),
+        ({"warmup": 0.1}, "warmup"),
+        ({"ema": 0.9}, "ema"),
+        ({"no_decay": ["@bias"]}, "no_decay"),
+    ],
+)
+def test_what_a_trainer_does_not_use_of_the_config_is_refused(
+    train: dict[str, Any], field: str
+) -> None:
+    with pytest.raises(ConfigError, match="an HFTask does not use it") as caught:
+        load_task("ownhf:Own", config_of(train=train), ["ownhf:Own"])
+    assert (caught.value.field, bool(caught.value.public)) == (f"train.{field}", True)
+
+
+@pytest.mark.parametrize(
+    ("precision", "expected"), [("float32", (False, False)), ("bfloat16", (True, False))]
+)
+def test_the_precision_is_the_configs(precision: str, expected: tuple[bool, bool]) -> None:
+    config = config_of(train={"precision": precision})
+    task: Any = load_task("ownhf:Own", config, ["ownhf:Own"])
+    arguments = task.arguments(ClientContext.of(config, client="a", run="r", round_number=1))
+    assert (arguments.bf16, arguments.fp16) == expected
