@@ -279,9 +279,8 @@ class ClientTrainer:
         changes = UpdateTensors(self.manifest, model, self.base)
         found = self._contribution(known, rule, changes)
         sent, metrics = update_manifest(strategy, self.manifest), {**metrics, **own_metrics}
-        files = calls.file_counts(data.counts)
         return TrainingResult(
-            changes, num_examples, metrics, train_metrics, train_s, sent, found, self.manifest, own_model, files, rule.is_used
+            changes, num_examples, metrics, train_metrics, train_s, sent, found, self.manifest, own_model, calls.file_counts(data.counts), rule.is_used
         )  # fmt: skip
 
     def evaluate(self, data: ClientData | None = None) -> Sums:
