@@ -302,9 +302,9 @@ def test_a_training_process_does_not_outlive_its_worker(
     training(federation, run, "site-1")
     worker = federation.worker_pid("site-1")
     below = [child_of(worker), *federation.trainers("site-1")]
-    assert len(below) == 2
+    assert len(below) >= 2  # The fork server and a trainer; that of an earlier run may be ending.
     kill(worker)
-    wait_for("both to end", lambda: not any(map(is_running, below)), 2)
+    wait_for("all of them to end", lambda: not any(map(is_running, below)), 2)
     state = federation.finish(run)
 
     assert state.state == "completed"
