@@ -28,6 +28,7 @@ import blake3
 from benchmarks.harness.federation import Federation, servers
 from benchmarks.harness.table import markdown, median
 from fl_queue.aggregation import exact_sum
+from fl_queue.client.resident import Resident
 from fl_queue.client.site import WorkerSettings
 from fl_queue.config import loading
 from fl_queue.coordinator.rounds import lifecycle, runs
@@ -38,6 +39,7 @@ from fl_queue.store.embedded.server_pair import EmbeddedRedis
 from fl_queue.store.jobs import dispatch
 from fl_queue.store.jobs.dispatch import JobTicket
 from fl_queue.training import determinism
+from workers import site_worker
 
 CLIENTS = 4
 ALLOW = ("benchmarks.harness.noop_tasks:*",)
@@ -53,7 +55,7 @@ STEPS = (
     ("read chunks", "fl_queue.store.data.chunks:Chunks.iterate"),
     ("read chunks", "fl_queue.store.data.chunks:Chunks.read_into"),
     ("write the model to the cache", "fl_queue.models.host_cache:HostCache.fetch"),
-    ("build the model, load the base", "fl_queue.client.local_update:_model"),
+    ("build the model, load the base", "fl_queue.client.local_update:built"),
     ("train", "benchmarks.harness.noop_tasks:AddConstant.train"),
     ("describe the environment", "fl_queue.training.determinism:environment"),
     ("difference, encode", "fl_queue.client.local_update:UpdateTensors.pieces"),
@@ -274,6 +276,7 @@ class Walk:
             Path(os.devnull).open("w") as nowhere,
             redirect_stdout(nowhere),
             _environment({**site.to_environ(), "RQ_JOB_ID": ticket.job}),
+            _computed_here(),
             watched(watch),
             watch.step(REST),
         ):
@@ -290,6 +293,19 @@ def _environment(variables: dict[str, str]) -> Iterator[None]:
     finally:
         os.environ.clear()
         os.environ.update(before)
+
+
+@contextmanager
+def _computed_here() -> Iterator[None]:
+    """Compute the jobs of clients in this process, where the steps are watched; it has no fork server."""
+    asked = site_worker.ask
+    try:
+        site_worker.ask = lambda request, report: Resident(WorkerSettings.from_environ()).handle(
+            request, report
+        )
+        yield
+    finally:
+        site_worker.ask = asked
 
 
 def walked(parameters: int, clients: int, count: int) -> dict[str, Costs]:
