@@ -24,7 +24,7 @@ from fl_queue.models.host_cache import HostCache
 from fl_queue.reporting import run_status
 from fl_queue.store import Store, keyspace
 from fl_queue.store.embedded.server_pair import start
-from tests.support.federation import QUICK, Federation
+from tests.support.federation import QUICK, Federation, wait_for
 from tests.support.manual_run import ManualRun
 from tests.support.server_binaries import chosen_server
 
@@ -130,12 +130,17 @@ def test_a_run_of_workers_goes_back_and_what_clients_kept_since_is_not_used(
         assert done.exit_code == 0, done.output
         return done.stdout
 
-    wanted = (*QUICK, *SCAFFOLD, "round.cohort=2", "run.rounds=2")
+    wanted = (*QUICK, *SCAFFOLD, "round.cohort=2", "run.rounds=2", "model.keep_versions=0")
     run = sites.begin("back", *wanted)
     assert sites.finish(run).state == "completed"
     settings = [word for override in wanted for word in ("--set", override)]
     start = ["start-round", "mnist-3v7", "--run", "back", "--rounds", "2", "--no-wait", *settings]
     command(*start, "--from-version", "1")
+    begun = sites.store.control.runs.get(run)
+    assert begun is not None
+    back = begun.state_since
+    # Later rounds remove them.
+    first, second = (_receipts(sites, run, back + number) for number in (1, 2))
     state = sites.finish(run)
     assert (state.state, state.version) == ("completed", 5)
 
@@ -143,20 +148,25 @@ def test_a_run_of_workers_goes_back_and_what_clients_kept_since_is_not_used(
     assert versions[3]["digest"] == versions[1]["digest"]
     assert "server_state" in versions[1]
     assert "server_state" not in versions[3]  # Its other half is at the clients, who begin anew.
-    back = state.state_since
-    assert versions[3]["round"] == back
-    receipts = sites.store.control.receipts.of_round(run, back + 1)
-    assert len(receipts) == 2
-    for receipt in receipts.values():
+    assert versions[3]["round"] == back == state.state_since
+    for receipt in first:
         assert receipt.environment["client_state"].startswith(f"zero again since round {back}")
-    receipts = sites.store.control.receipts.of_round(run, back + 2)
-    notes = {receipt.environment["client_state"] for receipt in receipts.values()}
-    assert notes == {f"of round {back + 1}"}
+    assert {receipt.environment["client_state"] for receipt in second} == {f"of round {back + 1}"}
     verdicts = json.loads(command("verify", "back", "--json"))
     assert {verdict["result"] for verdict in verdicts} == {"same"}
     assert len(verdicts) == 5
     rows = json.loads(command("history", "back", "--json"))["rounds"]
     assert [row["outcome"] for row in rows].count("restored") == 1
+
+
+def _receipts(sites: Federation, run: str, number: int) -> list[Any]:
+    """The receipts of both clients of a round, once they are there."""
+
+    def both() -> list[Any]:
+        found = [*sites.store.control.receipts.of_round(run, number).values()]
+        return found if len(found) == 2 else []
+
+    return wait_for(f"receipts of round {number}", both)
 
 
 def test_the_maker_reads_what_the_operator_has_published(store: Store, tmp_path: Path) -> None:
