@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import shutil
 import zipfile
+from collections.abc import Mapping
 from contextlib import nullcontext, suppress
+from functools import partial
 from pathlib import Path
 
 from fl_queue.coordinator.operations.backup_file import Document, read_model
 from fl_queue.errors import CheckpointError, ContentMissing, DataError, UnknownVersion
 from fl_queue.models import checkpoint
+from fl_queue.models.checkpoint import Layout
 from fl_queue.models.model_store import ModelStore
 from fl_queue.protocol.manifest import Manifest
 from fl_queue.store import Store
@@ -85,62 +88,54 @@ def restore_models(
     document: Document,
     manifest: Manifest,
 ) -> None:
-    """Write the models and the strategy's state of a backup to disk and to the data server, or nothing."""
+    """
+    Write the models and the strategy's state of a backup to disk, and what a round needs to the data server; or nothing.
+
+    Chunks without a run would stay on the data server for good, so they come last, when every file is good.
+    """
+    unpack = partial(_unpack, models, archive, path)
     try:
-        _restore_base_part(models, archive, path, manifest)
-        # The newest last: it also goes to the data server, when all else is good.
+        if manifest.published is not None:
+            unpack(manifest.published.digest, manifest.published, {"run": models.run})
         for version in sorted(document.models):
-            _restore_model(models, archive, path, document, manifest, version)
-            _restore_state(models, archive, path, document, manifest, version)
+            digest, found = document.digest(version), {"run": models.run, "version": str(version)}
+            made_in = str(document.versions[str(version)]["round"])
+            unpack(digest, manifest, {**found, "round": made_in, "digest": digest})
+            for name, state in _states(archive, document, version).items():
+                unpack(state, state_manifest(manifest), {**found, "state": name, "digest": state})
+        _publish(models, document, manifest)
     # Whatever ends it, an interrupt or RQ's timeout too: it is raised again after the clean-up.
     except BaseException:
         shutil.rmtree(models.folder, ignore_errors=True)
         raise
 
 
-def _restore_model(
+def _unpack(
     models: ModelStore,
     archive: zipfile.ZipFile,
     path: Path,
-    document: Document,
-    manifest: Manifest,
-    version: int,
+    digest: str,
+    layout: Layout,
+    metadata: Mapping[str, str],
 ) -> None:
-    run, folder, digest = models.run, models.folder, document.digest(version)
-    body = read_model(archive, path, digest, manifest, folder)
-    entry = document.versions[str(version)]
-    metadata = {"run": run, "version": str(version), "round": str(entry["round"]), "digest": digest}
-    checkpoint.write(folder, digest, manifest, body, metadata)
+    """Write one body of a backup to disk."""
+    body = read_model(archive, path, digest, layout, models.folder)
+    checkpoint.write(models.folder, digest, layout, body, metadata)
+
+
+def _states(archive: zipfile.ZipFile, document: Document, version: int) -> Mapping[str, str]:
+    """Name -> digest of the strategy's state at a version; that of the newest has to be there."""
+    found, there = document.server_state(version), archive.namelist()
     if version == document.version:
-        models.publish(digest, body)
+        return found
+    # A backup of an earlier release has none of older versions; or it was gone.
+    return {name: state for name, state in found.items() if checkpoint.file_name(state) in there}
 
 
-def _restore_base_part(
-    models: ModelStore, archive: zipfile.ZipFile, path: Path, manifest: Manifest
-) -> None:
-    base = manifest.published
-    if base is not None:
-        body = read_model(archive, path, base.digest, base, models.folder)
-        checkpoint.write(models.folder, base.digest, base, body, {"run": models.run})
-        models.publish(base.digest, body)
-
-
-def _restore_state(
-    models: ModelStore,
-    archive: zipfile.ZipFile,
-    path: Path,
-    document: Document,
-    manifest: Manifest,
-    version: int,
-) -> None:
-    """State of the strategy at a version on disk, that of the newest on the data server, too."""
-    run, folder, layout = models.run, models.folder, state_manifest(manifest)
-    is_newest, there = version == document.version, archive.namelist()
-    for name, digest in document.server_state(version).items():
-        if not is_newest and checkpoint.file_name(digest) not in there:
-            continue  # A backup of an earlier release, or the state was gone.
-        body = read_model(archive, path, digest, layout, folder)
-        metadata = {"run": run, "version": str(version), "state": name, "digest": digest}
-        checkpoint.write(folder, digest, layout, body, metadata)
-        if is_newest:
-            models.publish(digest, body)
+def _publish(models: ModelStore, document: Document, manifest: Manifest) -> None:
+    """Bring the newest version, its state and the base part from disk to the data server."""
+    if manifest.published is not None:
+        models.restore_base(manifest.published)
+    models.restore(document.digest(document.version), manifest)
+    for state in document.server_state(document.version).values():
+        models.restore(state, state_manifest(manifest))

@@ -43,6 +43,9 @@ _COLOURS = (
     "YBR_RCT",
 )
 _PALETTE = "PALETTE COLOR"
+_GROUPS = ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
+#: Of a group: rescale or table, and window.
+_MEANINGS = ("PixelValueTransformationSequence", "FrameVOILUTSequence")
 
 
 def read(path: Path, settings: ImageSettings) -> Picture:
@@ -81,6 +84,7 @@ def read(path: Path, settings: ImageSettings) -> Picture:
 
 
 def _picture(dataset: Dataset, settings: ImageSettings) -> Picture:
+    _check_groups(dataset)
     kind = str(dataset.get("PhotometricInterpretation", "missing"))
     stored = _stored(dataset, settings)
     if kind in _MONOCHROME:
@@ -97,6 +101,27 @@ def _picture(dataset: Dataset, settings: ImageSettings) -> Picture:
         f"has the photometric interpretation {kind}, which has no rule here; convert it to MONOCHROME2 or RGB",
         "a DICOM file has a photometric interpretation that has no rule here; convert it to MONOCHROME2 or RGB",
     )
+
+
+def _check_groups(dataset: Dataset) -> None:
+    """
+    Refuse a file whose values have their meaning in its functional groups, such as an enhanced CT.
+
+    Its rescale, window and photometric interpretation may differ by frame, and stand nowhere else.
+
+    Raises:
+        UnusableImage: There are such groups.
+
+    Source: DICOM PS3.3, section C.7.6.16.
+    """
+    for name in _GROUPS:
+        for group in dataset.get(name) or ():
+            if any(one in group for one in _MEANINGS):
+                raise refused(
+                    "is an enhanced DICOM file, whose rescale or window is in groups of frames; convert it to "
+                    "files of one frame",
+                    "an enhanced DICOM file has its rescale or window in groups of frames; convert it to files of one frame",
+                )
 
 
 def _stored(dataset: Dataset, settings: ImageSettings) -> NDArray[Any]:

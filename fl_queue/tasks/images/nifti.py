@@ -40,12 +40,22 @@ def read(path: Path, settings: ImageSettings) -> Picture:
             "run.task", f"NIfTI files need {exc.name}; {how_to_install('medical')}", public=True
         ) from exc
     try:
-        volume = nibabel.as_closest_canonical(nibabel.load(path))  # type: ignore[no-untyped-call]
+        volume = _canonical(nibabel.load(path))
         values = _plane(volume, settings)
     except (ImageFileError, HeaderDataError, OSError, EOFError, ValueError, zlib.error) as exc:
         raise unreadable(exc) from exc
     unit, clipped = scaled(values, settings, "NIfTI")
     return Picture(unit[None], clipped=clipped)
+
+
+def _canonical(volume: Any) -> Any:
+    """A volume in RAS; of two dimensions, one with a single slice, as only axes of space can be turned."""
+    import nibabel
+
+    if len(volume.shape) == 2:
+        slab = np.asarray(volume.dataobj)[..., np.newaxis]
+        volume = type(volume)(slab, volume.affine, volume.header)
+    return nibabel.as_closest_canonical(volume)  # type: ignore[no-untyped-call]
 
 
 def _plane(volume: Any, settings: ImageSettings) -> NDArray[np.float64]:

@@ -68,8 +68,11 @@ def _look(path: Path, size: int, changed: int, settings: ImageSettings) -> Verdi
     try:
         picture = read(path, settings)
     except UnusableImage as exc:
-        return Verdict(exc.with_traceback(None))
-    return Verdict(None, picture.is_reduced, picture.clipped > 0, picture.is_constant)
+        problem = exc
+    else:
+        return Verdict(None, picture.is_reduced, picture.clipped > 0, picture.is_constant)
+    # A new one, made after the handler: the causes of the other hold the file's content in their frames.
+    return Verdict(UnusableImage(problem.kind, problem.reason, problem.public))
 
 
 def usable(items: Iterable[Item], settings: ImageSettings) -> tuple[list[Item], Counter[str]]:

@@ -244,6 +244,22 @@ def test_a_backup_with_another_base_part_is_refused(made: Made, tmp_path: Path) 
         backup.restore(made.store, damaged, tmp_path / "other")
 
 
+def test_a_damaged_version_leaves_nothing_on_the_data_server(made: Made, tmp_path: Path) -> None:
+    file, damaged = tmp_path / "tuned.zip", tmp_path / "damaged.zip"
+    backup.write(made.store, "tuned", file, made.folder)
+    with zipfile.ZipFile(file) as old, zipfile.ZipFile(damaged, "w") as new:
+        for entry in old.namelist():
+            content = bytearray(old.read(entry))
+            content[-1] ^= entry == checkpoint.file_name(made.digests[1])
+            new.writestr(entry, bytes(content))
+    made.store.control.redis.hdel(keyspace.RUNS, "tuned")
+    made.store.data.redis.flushall()
+    with pytest.raises(DataError, match="is damaged"):
+        backup.restore(made.store, damaged, tmp_path / "other")
+    # Chunks of a run that does not exist would never be removed.
+    assert made.store.data.redis.dbsize() == 0
+
+
 def test_superseded_versions_go_and_the_base_part_stays_until_the_run_is_deleted(
     made: Made, tmp_path: Path
 ) -> None:

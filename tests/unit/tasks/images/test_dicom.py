@@ -266,6 +266,22 @@ def test_what_no_rule_explains_is_refused(
     assert message not in caught.value.public
 
 
+@pytest.mark.parametrize("groups", dicom._GROUPS)
+@pytest.mark.parametrize("meaning", dicom._MEANINGS)
+def test_values_whose_meaning_is_in_groups_of_frames_are_refused(
+    tmp_path: Path, groups: str, meaning: str
+) -> None:
+    """Read without them, the values of an enhanced CT would be too large by 1024."""
+    from pydicom.dataset import Dataset
+
+    group = Dataset()
+    setattr(group, meaning, [Dataset()])
+    path = written(tmp_path, np.stack([CT, CT]), **{groups: [group]})
+    chosen = ImageSettings(channels=1, frame=0, window="40,400")
+    with pytest.raises(DataError, match="enhanced DICOM file"):
+        decode(path, chosen)
+
+
 def test_damaged_files_are_unreadable(tmp_path: Path) -> None:
     whole = written(tmp_path, CT, WindowCenter=1, WindowWidth=9).read_bytes()
     for content in (b"", b"no image", whole[:200], whole[:-10]):

@@ -56,6 +56,11 @@ def test_axes_are_turned_to_the_patient(tmp_path: Path) -> None:
     np.testing.assert_allclose(shown(path, "axial:1"), VOLUME[:, :, 1].T[::-1], atol=1e-4)
 
 
+def test_a_flat_image_is_turned_to_the_patient_too(tmp_path: Path) -> None:
+    turned = written(tmp_path, VOLUME[::-1, :, 0], np.diag([-1.0, 1.0, 1.0, 1.0]))
+    np.testing.assert_allclose(shown(turned, ""), VOLUME[:, :, 0].T[::-1], atol=1e-4)
+
+
 def test_slope_and_intercept_come_before_the_range(tmp_path: Path) -> None:
     path = written(tmp_path, VOLUME)
     with path.open("r+b") as file:
