@@ -58,12 +58,13 @@ class AddConstant(Task):
     def train(
         self, model: nn.Module, data: ClientData, context: ClientContext, on_epoch: OnEpoch
     ) -> Mapping[str, Any]:
-        """Add a constant that differs for each client and round."""
+        """Add a constant that differs for each client and round to what is trained."""
         # Another one each time: equal updates would share their chunks on the server.
         drawn = seed_for(context.seed, context.round, context.client) % 1000
         with torch.no_grad():
             for tensor in model.parameters():
-                tensor.add_(0.001 + drawn * 1e-6)
+                if tensor.requires_grad:
+                    tensor.add_(0.001 + drawn * 1e-6)
         return {"num_examples": 4}
 
 
@@ -108,14 +109,3 @@ class Adapters(AddConstant):
         is_site = os.environ.get("FLQ_SITE_WORKER", "").startswith("site")
         shift = 1.0 if is_site and self.options.get("foreign") else 0.0
         return Layers(layers, width, rank, shift)
-
-    def train(
-        self, model: nn.Module, data: ClientData, context: ClientContext, on_epoch: OnEpoch
-    ) -> Mapping[str, Any]:
-        """Add a constant to what is trained."""
-        drawn = seed_for(context.seed, context.round, context.client) % 1000
-        with torch.no_grad():
-            for tensor in model.parameters():
-                if tensor.requires_grad:
-                    tensor.add_(0.001 + drawn * 1e-6)
-        return {"num_examples": 4}

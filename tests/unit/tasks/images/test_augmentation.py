@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -18,12 +18,12 @@ from fl_queue.config.run_config import RunConfig
 from fl_queue.errors import ConfigError
 from fl_queue.experiments.trial import run_trial
 from fl_queue.tasks.context import ClientContext
-from fl_queue.tasks.image_folder import ImageFiles, ImageFolderTask, balanced
+from fl_queue.tasks.image_folder import ImageFiles, balanced
 from fl_queue.tasks.images import augmentation
 from fl_queue.tasks.loading import load_task
 from fl_queue.training.data_loading import LoaderSettings, iterate_batches
 from fl_queue.training.sgd import local_sgd
-from tests.support.images import save_image
+from tests.support.images import image_task, save_image
 
 IMAGE = torch.rand(3, 16, 16, generator=torch.Generator().manual_seed(5))
 
@@ -40,20 +40,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def made(folder: Path, **options: Any) -> tuple[ImageFolderTask, ClientContext]:
-    config = RunConfig.from_dict(
-        {
-            "run": {"task": "image-folder"},
-            "data": {"partition": "site", "validation_fraction": 0.25},
-            "train": {"batch_size": 9},
-            "task": {"image_size": 32, "classes": "NORMAL,PNEUMONIA"} | options,
-        }
-    )
-    task = load_task("image-folder", config, data_dir=str(folder))
-    assert isinstance(task, ImageFolderTask)
-    return task, ClientContext.of(
-        config, client="a", run="run", round_number=1, data_dir=str(folder)
-    )
+made = partial(image_task, "NORMAL,PNEUMONIA", 9)
 
 
 @pytest.mark.parametrize("name", AUGMENTATIONS)

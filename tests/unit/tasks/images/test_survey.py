@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,31 +12,15 @@ import pytest
 from PIL import Image
 
 from fl_queue.client.local_update import initial_model, train_update
-from fl_queue.config.run_config import RunConfig
 from fl_queue.errors import DataError
 from fl_queue.tasks.base import ClientData
-from fl_queue.tasks.context import ClientContext
 from fl_queue.tasks.image_folder import ImageFolderTask
 from fl_queue.tasks.images import survey
-from fl_queue.tasks.loading import load_task
+from fl_queue.tasks.images.settings import ImageSettings
 from fl_queue.tasks.site_facts import facts_of
-from tests.support.images import save_image
+from tests.support.images import image_task, save_image
 
-
-def made(folder: Path, **options: Any) -> tuple[ImageFolderTask, ClientContext]:
-    config = RunConfig.from_dict(
-        {
-            "run": {"task": "image-folder"},
-            "data": {"partition": "site", "validation_fraction": 0.25},
-            "train": {"batch_size": 4},
-            "task": {"image_size": 32, "classes": "blue,red"} | options,
-        }
-    )
-    task = load_task("image-folder", config, data_dir=str(folder))
-    assert isinstance(task, ImageFolderTask)
-    return task, ClientContext.of(
-        config, client="a", run="run", round_number=1, data_dir=str(folder)
-    )
+made = partial(image_task, "blue,red", 4)
 
 
 def checked_facts(task: ImageFolderTask, data: ClientData) -> dict[str, str]:
@@ -172,3 +157,12 @@ def test_a_long_look_ends(
     with caplog.at_level(logging.WARNING):
         checked_facts(task, task.client_data(context))
     assert "looked at 0 of 16 images" in caplog.text
+
+
+def test_what_is_remembered_of_a_bad_image_holds_nothing_of_its_content(tmp_path: Path) -> None:
+    (tmp_path / "bad.png").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(100))
+    problem = survey.look(tmp_path / "bad.png", ImageSettings(channels=3)).problem
+    assert problem is not None
+    assert (problem.kind, bool(problem.reason)) == ("unreadable", True)
+    # Frames of a traceback hold the decoded part of an image.
+    assert problem.__cause__ is problem.__context__ is problem.__traceback__ is None
