@@ -41,10 +41,11 @@ class _Data:
     paths: tuple[str, ...]
     fingerprint: Fingerprint
 
-    def holds(self, context: ClientContext) -> bool:
-        """Whether reading again would give the same."""
+    def holds(self, context: ClientContext, named: tuple[str, ...] | None) -> bool:
+        """Whether reading again would give the same. Args: ``named``: what the task names now."""
         return (
             noted_context.fits(self.context, context)
+            and named in (None, self.paths)
             and fingerprint.taken(self.paths) == self.fingerprint
         )
 
@@ -124,8 +125,8 @@ class Kept:
         context: ClientContext,
         read: Callable[[NotedContext], Any],
     ) -> Any:
-        kept = self._data.pop(key, None)
-        if kept is None or not kept.holds(context):
+        kept, named = self._data.pop(key, None), _named(task, context)
+        if kept is None or not kept.holds(context, named):
             kept = self._read(task, context, read)
             self.marks.add_data(kept.found)
         if task.keep and _UNKNOWN not in kept.fingerprint:

@@ -30,6 +30,8 @@ from fl_queue.data.idx import encode_idx
 from fl_queue.errors import DataError
 from fl_queue.protocol.trainer_messages import Answer, Call, Request
 from fl_queue.tasks import fingerprint
+from fl_queue.tasks.base import ClientData
+from fl_queue.tasks.context import ClientContext
 from tests.support.images import save_image
 from tests.support.site_rounds import SiteRounds, settings_of
 
@@ -383,10 +385,33 @@ def test_files_that_change_while_they_are_read_are_an_error(tmp_path: Path) -> N
 
     task.depends_on = lambda context: None  # type: ignore[method-assign]
     # The folder as a whole: something else in it may change all the time.
-    assert not holder._read(task, context, read).holds(context)
+    assert not holder._read(task, context, read).holds(context, None)
     task.depends_on = lambda context: [Path(site.data_dir) / "more.csv"]  # type: ignore[method-assign]
     with pytest.raises(DataError, match="change while they are read"):
         holder._read(task, context, read)
+
+
+def test_a_file_that_the_task_names_later_is_read(tmp_path: Path) -> None:
+    site = site_of(tmp_path, "state")
+    holder = kept.Kept(site)
+    asked = SiteRounds(site, config_of(CSV), fresh(site)).request(Call.train, 1)
+    task = holder.task(asked, config_of(CSV))
+    context = replace(context_of(site, config_of(CSV), asked), data_dir=site.data_dir)
+    parts = tmp_path / "parts"
+    parts.mkdir()
+    task.depends_on = lambda context: sorted(parts.glob("*.csv"))  # type: ignore[method-assign]
+
+    def read(context: ClientContext) -> ClientData:
+        names: Any = [part.name for part in sorted(parts.glob("*.csv"))]
+        return ClientData(names, names)
+
+    task.client_data = read  # type: ignore[method-assign]
+    (parts / "a.csv").write_text("1")
+    first = holder.client_data(task, context)
+    assert holder.client_data(task, context) is first
+
+    (parts / "b.csv").write_text("2")
+    assert holder.client_data(task, context).train == ["a.csv", "b.csv"]
 
 
 def test_files_that_are_opened_are_noted_and_programs_too(tmp_path: Path) -> None:
