@@ -23,7 +23,6 @@ from fl_queue.errors import (
     StoreUnavailable,
 )
 from fl_queue.models.host_cache import HostCache, base_path
-from fl_queue.protocol.base_part import missing
 from fl_queue.protocol.codecs import codec
 from fl_queue.protocol.header import Header
 from fl_queue.protocol.manifest import Manifest
@@ -207,8 +206,6 @@ def fetch_base_part(job: ClientJob) -> Path:
     base = manifest_of(job).base
     if base is None:
         raise ModelMismatch(f"run {job.run} has no base part", public=True)
-    if not base.is_published:
-        raise missing(base)
     _waited_for(job, lambda: job.cache.fetch_base(base))
     return base_path(job.site.cache, base)
 

@@ -12,7 +12,6 @@ from fl_queue.common.safe_json import dumps
 from fl_queue.config.run_config import RunConfig
 from fl_queue.errors import RoundRefused, TrainingLost
 from fl_queue.protocol import site_facts
-from fl_queue.protocol.trainer_messages import Failure
 from fl_queue.store import RunState
 from fl_queue.tasks.error_disclosure import shown
 
@@ -61,7 +60,7 @@ def read_facts(
     answer = ask(facts_request(site, state, config), lambda progress: None)
     if answer.outcome == "done":
         return dict(answer.facts)
-    failure = answer.failure or Failure(kind=TrainingLost.__name__)
+    failure = answer.error
     if answer.outcome != "failed":
         raise TrainingLost(shown(failure), public=True)
     cannot = {site_facts.CANNOT: "yes"} if failure.lasts else {}

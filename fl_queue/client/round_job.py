@@ -34,7 +34,7 @@ from fl_queue.models import host_cache
 from fl_queue.protocol import virtual_clients
 from fl_queue.protocol.header import MAX_TEXT, Header
 from fl_queue.protocol.records import CANNOT, Purpose
-from fl_queue.protocol.trainer_messages import Answer, Failure, Request
+from fl_queue.protocol.trainer_messages import Answer, Request
 from fl_queue.store import AWAITED, REDIS_ERRORS, RoundState, RunState, Store, queries
 from fl_queue.store.jobs.rq_types import TimedOut
 from fl_queue.tasks.error_disclosure import failure_of, shown
@@ -314,7 +314,7 @@ def _act_on(job: ClientJob, request: Request | None, answer: Answer) -> None:
     Raises:
         RoundEnded, TrainingLost: There is nothing to send.
     """
-    failure = answer.failure or Failure(kind=TrainingLost.__name__)
+    failure = answer.error
     if answer.outcome == "ended":
         raise RoundEnded(f"round {job.round.number} ended while it was trained for", public=True)
     if answer.outcome == "stale":

@@ -16,9 +16,8 @@ from fl_queue.config.run_config import RunConfig
 from fl_queue.errors import ChunksMissing, ContentMissing, TrainingLost, UnknownRun
 from fl_queue.models import host_cache
 from fl_queue.models.model_store import ModelStore
-from fl_queue.protocol.base_part import missing
 from fl_queue.protocol.records import EvaluationState
-from fl_queue.protocol.trainer_messages import Answer, Failure
+from fl_queue.protocol.trainer_messages import Answer
 from fl_queue.store import REDIS_ERRORS, RunState, Store, queries
 from fl_queue.store.jobs.rq_types import TimedOut
 from fl_queue.tasks.error_disclosure import failure_of, shown
@@ -58,14 +57,13 @@ def score(run: str, version: int, ask: Ask) -> str:
     except Exception as exc:
         log.exception("run=%s version=%s could not be evaluated", run, version)
         answer = Answer(outcome="failed", failure=failure_of(exc, config))
-    failure = answer.failure or Failure(kind=TrainingLost.__name__)
     if answer.outcome == "failed":
         store.control.evaluations.set(
-            run, version, {"state": EvaluationState.failed, "reason": shown(failure)}
+            run, version, {"state": EvaluationState.failed, "reason": shown(answer.error)}
         )
         return "failed"
     if answer.outcome != "done":
-        raise TrainingLost(shown(failure), public=True)
+        raise TrainingLost(shown(answer.error), public=True)
     sums = answer.metrics
     failpoints.failpoint("version.scored")
     finished = metrics.finish(sums)
@@ -95,8 +93,6 @@ def _answer(
 
     def fetch_base_part() -> Path:
         assert manifest.base is not None
-        if not manifest.base.is_published:
-            raise missing(manifest.base)
         models.cache.fetch_base(manifest.base)
         return host_cache.base_path(site.cache, manifest.base)
 

@@ -26,7 +26,7 @@ from safetensors.numpy import save_file
 
 from fl_queue.common import files
 from fl_queue.common.paths import below
-from fl_queue.common.safe_json import dumps
+from fl_queue.common.safetensors_head import safetensors_head
 from fl_queue.errors import CheckpointError, MessageError
 from fl_queue.protocol import identifiers, tensor_layout
 from fl_queue.protocol.base_part import BasePart
@@ -177,10 +177,7 @@ def drafted(
 
 def _head(manifest: Layout, metadata: Mapping[str, str], digest: str) -> bytes:
     """Header before the tensors in a safetensors file; as long for every digest."""
-    entries = {"__metadata__": {**metadata, "digest": digest}} | _entries(manifest)
-    text = dumps(entries).encode()
-    text += b" " * (-len(text) % 8)  # The tensors are aligned.
-    return len(text).to_bytes(8, "little") + text
+    return safetensors_head({"__metadata__": {**metadata, "digest": digest}} | _entries(manifest))
 
 
 def _entries(manifest: Layout) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from fl_queue.common.files import Mapped
 from fl_queue.common.paths import below
 from fl_queue.errors import DataError, DigestMismatch, LocalStorageError
 from fl_queue.protocol import identifiers, tensor_layout
-from fl_queue.protocol.base_part import BasePart
+from fl_queue.protocol.base_part import BasePart, missing
 from fl_queue.store import Store, keyspace
 
 _PART = ".part"
@@ -149,8 +149,10 @@ class HostCache:
         The body of the run's base part as a file of this host, which other runs may share.
 
         Raises:
-            As ``fetch``; NoRoom: it does not fit on the disk.
+            As ``fetch``; NoRoom: it does not fit on the disk; DataError: it is not published.
         """
+        if not base.is_published:
+            raise missing(base)
         path = base_path(self.folder, base)
         with _storage_errors(path):
             _mark(self.folder, self.run, base)

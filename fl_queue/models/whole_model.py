@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fl_queue.common import files
-from fl_queue.common.safe_json import dumps
+from fl_queue.common.safetensors_head import safetensors_head
 from fl_queue.errors import CheckpointError, DataError
 from fl_queue.models import weights_file
 from fl_queue.protocol import tensor_layout
@@ -134,9 +134,7 @@ def _file(tensors: Mapping[str, StoredTensor], metadata: Mapping[str, str]) -> I
         end = offset + len(content)
         entries[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [offset, end]}
         offset = end
-    text = dumps(entries).encode()
-    text += b" " * (-len(text) % 8)
-    yield len(text).to_bytes(8, "little") + text
+    yield safetensors_head(entries)
     for name in order:
         yield tensors[name].content
 

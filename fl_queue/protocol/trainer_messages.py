@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal, Self
 
 from fl_queue.common import safe_json
 from fl_queue.common.schema import Length, Pattern, PlainData, Range
+from fl_queue.errors import TrainingLost
 from fl_queue.protocol import site_facts
 from fl_queue.protocol.header import (
     MAX_HEADER_BYTES,
@@ -249,3 +250,8 @@ class Answer(_Message):
         field(default_factory=dict)
     )
     failure: Failure | None = None
+
+    @property
+    def error(self) -> Failure:
+        """The error of an answer that is not ``done``; of one without, that its process was lost."""
+        return self.failure or Failure(kind=TrainingLost.__name__)

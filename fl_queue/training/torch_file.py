@@ -9,7 +9,6 @@ file that holds code is never run. The process ends after one file: what a damag
 
 from __future__ import annotations
 
-import json
 import pickle
 import sys
 import warnings
@@ -19,6 +18,7 @@ from pathlib import Path
 import torch
 
 from fl_queue.common import files
+from fl_queue.common.safetensors_head import safetensors_head
 
 #: Exit status with a reason on standard output.
 CANNOT_READ = 3
@@ -111,10 +111,8 @@ def _write(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
             "data_offsets": [offset, end],
         }
         offset = end
-    head = json.dumps(entries).encode()
-    head += b" " * (-len(head) % 8)
     with files.create(path) as out:
-        out.write(len(head).to_bytes(8, "little") + head)
+        out.write(safetensors_head(entries))
         for tensor in tensors.values():
             flat = tensor.detach().contiguous().reshape(-1)
             if flat.numel():
