@@ -126,6 +126,19 @@ class Handler:
             program.wait(5)
         return {"ended": [forked.exitcode, program.poll()]}
 
+    def stop_at_once(self, body: dict[str, Any], report: Any) -> dict[str, Any]:
+        """Fork processes, and stop each before it can have run a line; their exit statuses."""
+        context = multiprocessing.get_context("fork")
+        ended = []
+        for _ in range(body["times"]):
+            forked = context.Process(target=time.sleep, args=(600,))
+            forked.start()
+            forked.terminate()
+            forked.join(5)
+            ended.append(forked.exitcode)
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+        return {"ended": ended, "blocked": [int(number) for number in blocked]}
+
     def change(self, body: Any, report: Any) -> None:
         """Leave something behind."""
         self.changed = ["task attribute 'seen'"]

@@ -12,6 +12,7 @@ import os
 import signal
 import socket
 import sys
+import threading
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -79,11 +80,31 @@ def begin(parent: int) -> None:
     # A handler and not SIG_IGN: programs inherit what is ignored, but no handler. A forked process has it, too.
     for number in _SPARED:
         signal.signal(number, _on_spared)
-    os.register_at_fork(after_in_child=_end_at_signals)
+    # Held back meanwhile: a signal to a process that was just forked would be lost, and its join wait for ever.
+    os.register_at_fork(
+        before=_hold_signals, after_in_parent=_release_signals, after_in_child=_end_at_signals
+    )
 
 
 def _on_spared(signum: int, frame: FrameType | None) -> None:
     """Do nothing."""
+
+
+class _Held(threading.local):
+    """Signals that a thread had blocked before its fork."""
+
+    mask: set[int | signal.Signals]
+
+
+_held = _Held()
+
+
+def _hold_signals() -> None:
+    _held.mask = signal.pthread_sigmask(signal.SIG_BLOCK, _SPARED)
+
+
+def _release_signals() -> None:
+    signal.pthread_sigmask(signal.SIG_SETMASK, _held.mask)
 
 
 def _end_at_signals() -> None:
@@ -91,6 +112,7 @@ def _end_at_signals() -> None:
         # What a task has set itself stays.
         if signal.getsignal(number) is _on_spared:
             signal.signal(number, signal.SIG_DFL)
+    _release_signals()
 
 
 def serve(connection: socket.socket, handler: Handler) -> int:

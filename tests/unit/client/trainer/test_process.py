@@ -273,6 +273,14 @@ def test_what_a_task_starts_is_stopped_by_the_signal_that_stops_no_trainer(
     assert ask(trainers, "echo")["pid"] == found["pid"]
 
 
+def test_a_process_stopped_right_after_its_fork_ends(trainers: Trainers) -> None:
+    with UnixSignalDeathPenalty(60, JobTimeoutException):
+        found = ask(trainers, "stop_at_once", times=100)
+
+    assert found["ended"] == [-signal.SIGTERM] * 100
+    assert found["blocked"] == []
+
+
 def test_descriptors_are_closed(trainers: Trainers) -> None:
     def opened() -> int:
         return len(list(Path("/proc/self/fd").iterdir()))
