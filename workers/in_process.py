@@ -14,7 +14,7 @@ from rq.utils import now
 from rq.worker import WorkerStatus
 
 from fl_queue.common import failpoints
-from fl_queue.store import complaint, fail_fast
+from fl_queue.store import error_log, fail_fast
 from workers.rq_worker import HEARTBEAT_S, FLWorker
 
 log = logging.getLogger(__name__)
@@ -87,4 +87,4 @@ class InProcessWorker(FLWorker):
                         signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
             # Without this thread the worker would be taken for dead.
             except Exception as exc:  # noqa: BLE001
-                complaint.log(exc)
+                error_log.write(exc)

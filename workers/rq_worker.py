@@ -40,7 +40,7 @@ from fl_queue.store import (
     REDIS_ERRORS,
     Control,
     classify,
-    complaint,
+    error_log,
     fail_fast,
     keyspace,
     outlast,
@@ -229,7 +229,7 @@ class FLWorker(HorseWorker):
             if classify(exc) is None:
                 raise
             # RQ's own worker would end here, and its training with it.
-            complaint.log(exc, f"job {job.id} goes on: ")
+            error_log.write(exc, f"job {job.id} goes on: ")
             return
         except SystemExit:
             self.kill_horse()
@@ -299,7 +299,7 @@ class FLWorker(HorseWorker):
         elif classify(exc_info[1]) is None:
             super().handle_exception(job, *exc_info)
         else:
-            complaint.log(exc_info[1], f"job {job.id}: ")
+            error_log.write(exc_info[1], f"job {job.id}: ")
 
     def teardown(self) -> None:
         """Release the leases."""
@@ -395,7 +395,7 @@ def _if_redis_can() -> Iterator[None]:
     except REDIS_ERRORS as exc:
         if classify(exc) is None:
             raise
-        complaint.log(exc)
+        error_log.write(exc)
 
 
 def _role(queue: str) -> str:

@@ -27,7 +27,7 @@ from fl_queue.common import logs, processes, state_folder
 from fl_queue.common.offspring import Offspring
 from fl_queue.common.own_modules import python_command
 from fl_queue.errors import FLQueueError
-from fl_queue.store import INTERACTIVE, complaint, exposure, is_login_refused, keyspace
+from fl_queue.store import INTERACTIVE, error_log, exposure, is_login_refused, keyspace
 from workers import EXIT_REFUSED
 
 if TYPE_CHECKING:
@@ -186,9 +186,9 @@ class Supervisor:
         try:
             chore()
         except Exception as exc:  # noqa: BLE001
-            complaint.log(exc)
+            error_log.write(exc)
         else:
-            complaint.over()
+            error_log.recovered()
 
     def _on_signal(self, signum: int, frame: FrameType | None) -> None:
         self.stopping += 1

@@ -33,7 +33,7 @@ from fl_queue.store import (
     RoundState,
     RunState,
     Store,
-    complaint,
+    error_log,
     queries,
 )
 from fl_queue.strategies import get_strategy
@@ -133,7 +133,7 @@ class DataWaits:
     def on(self, error: FLQueueError) -> None:
         """It waits: a line in the log once a minute, and in the client's hash when the reason changes."""
         job = self._job
-        complaint.log(error, f"run={job.run} client={job.who} waits for the data server: ")
+        error_log.write(error, f"run={job.run} client={job.who} waits for the data server: ")
         why = printable(disclosed(error))[:_MAX_WHY]
         if not job.is_watched or why == self._said:
             return
@@ -151,7 +151,7 @@ class DataWaits:
         try:
             self._job.store.control.clients.set_status(self._job.who, {DATA_WAIT: text})
         except REDIS_ERRORS as exc:  # It is only shown.
-            complaint.log(exc)
+            error_log.write(exc)
 
 
 def manifest_of(job: ClientJob) -> Manifest:

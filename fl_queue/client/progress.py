@@ -14,7 +14,7 @@ from fl_queue.common import escaping
 from fl_queue.errors import RoundRefused
 from fl_queue.protocol.events import EpochFinished, Event, JobRefusedEvent, TrainingStarted
 from fl_queue.protocol.trainer_messages import Progress
-from fl_queue.store import REDIS_ERRORS, Store, complaint
+from fl_queue.store import REDIS_ERRORS, Store, error_log
 
 log = logging.getLogger(__name__)
 
@@ -92,4 +92,4 @@ def write_best_effort(write: Callable[[], None]) -> None:
     try:
         write()
     except REDIS_ERRORS as exc:
-        complaint.log(exc)
+        error_log.write(exc)

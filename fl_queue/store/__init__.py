@@ -36,7 +36,7 @@ from fl_queue.store.enrolment_pins import Pins
 from fl_queue.store.error_translation import REDIS_ERRORS, classify, in_words
 from fl_queue.store.incarnation import Incarnation
 from fl_queue.store.login_refusals import is_login_refused, own_login
-from fl_queue.store.retries import complaint, fail_fast, outlast, stop_waiting, waits_for
+from fl_queue.store.retries import error_log, fail_fast, outlast, stop_waiting, waits_for
 from fl_queue.store.server_facts import UNKNOWN, ServerFacts, probe, server_facts
 from fl_queue.store.timeouts import INTERACTIVE, UPLOADS, WORKERS, Timeouts
 
@@ -76,10 +76,10 @@ __all__ = [
     "batches",
     "check",
     "classify",
-    "complaint",
     "count_keys",
     "data_wait",
     "drop_keys",
+    "error_log",
     "fail_fast",
     "in_words",
     "is_login_refused",

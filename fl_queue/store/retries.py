@@ -39,14 +39,14 @@ _fails_fast: ContextVar[bool] = ContextVar("fails_fast", default=False)
 _stopping = mmap.mmap(-1, 1)
 
 
-class Complaint:
+class ErrorLog:
     """Rate-limited log of errors: each one at most once a minute, then the recovery."""
 
     def __init__(self) -> None:
         self._logged: dict[str, float] = {}
         self._last_at = 0.0
 
-    def log(self, error: Exception, about: str = "") -> None:
+    def write(self, error: Exception, about: str = "") -> None:
         """
         Log an error on one line; with a traceback if it is neither an outage of Redis nor an FLQueueError.
 
@@ -65,7 +65,7 @@ class Complaint:
         self._logged[about + text] = now
         log.warning("%s%s", about, text, exc_info=None if is_ours or is_trouble else error)
 
-    def over(self) -> None:
+    def recovered(self) -> None:
         """Log the recovery, once ``QUIET_S`` have passed since the last error."""
         # Not at once: a server that refuses writes still answers reads.
         if self._logged and time.monotonic() - self._last_at >= QUIET_S:
@@ -73,7 +73,7 @@ class Complaint:
             log.info("Redis can be used again")
 
 
-complaint = Complaint()
+error_log = ErrorLog()
 
 
 @contextmanager
@@ -96,7 +96,7 @@ def waits_for(error: Exception) -> bool:
     own_login.failed(error)
     if classify(error) is None or _fails_fast.get() or _stopping[0]:
         return False
-    complaint.log(error)
+    error_log.write(error)
     pause()
     return True
 
@@ -121,7 +121,7 @@ def outlast(work: Callable[[], Value]) -> Value:
                 raise
         else:
             own_login.accepted()
-            complaint.over()
+            error_log.recovered()
             return done
 
 
@@ -157,7 +157,7 @@ class _Pipeline(Pipeline):
                 with drop_demoted(self.connection_pool):
                     done: list[Any] = send(raise_on_error)
                 own_login.accepted()
-                complaint.over()
+                error_log.recovered()
                 return done
             except REDIS_ERRORS as exc:
                 if not waits_for(exc):

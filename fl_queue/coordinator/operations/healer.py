@@ -37,7 +37,7 @@ from fl_queue.models.model_store import ModelStore
 from fl_queue.protocol import identifiers, job_origins, virtual_clients
 from fl_queue.protocol.events import ClientStalled, EntryUnreadable, Healed
 from fl_queue.protocol.records import EvaluationState
-from fl_queue.store import RoundState, RunState, Store, batches, classify, complaint, keyspace
+from fl_queue.store import RoundState, RunState, Store, batches, classify, error_log, keyspace
 from fl_queue.store.jobs import dead_jobs, dispatch, rq_cleanup
 from fl_queue.store.jobs.dispatch import JobState, JobTicket
 from fl_queue.store.jobs.rq_types import TimedOut
@@ -140,7 +140,7 @@ class Healer:
         except Exception as exc:
             if classify(exc) is not None:
                 raise
-            complaint.log(exc, label)
+            error_log.write(exc, label)
 
     def _report_unreadable(self) -> None:
         """Add an event for each entry in Redis that cannot be read, once."""
