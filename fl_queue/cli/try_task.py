@@ -34,17 +34,22 @@ from fl_queue.reporting import event_lines
     is_flag=True,
     help="Show everything that a site would send: each field of the header, each tensor.",
 )
+@click.option(
+    "--twice",
+    is_flag=True,
+    help="Also train two rounds in fresh processes and in one that stays, and name what differs.",
+)
 @set_option()
 @json_option
 def try_task(
     config: str,
     data: str,
-    device: str,
-    threads: int,
     max_examples: int,
     show_update: bool,
+    twice: bool,
     overrides: tuple[str, ...],
     as_json: bool,
+    **machine: Any,
 ) -> None:
     """
     Train one round of CONFIG on this machine, without Redis.
@@ -52,7 +57,8 @@ def try_task(
     Shows its time, memory, metrics and the size of its update. The first client's part is trained with
     the code of a client's worker, and the update is checked as in a run; nothing is sent. A task of your
     own is imported from the current folder. Exits with 3 if a run would not accept the model or the
-    update, or if the metric of run.select or run.stop_when is missing.
+    update, or if the metric of run.select or run.stop_when is missing; with --twice also if a training
+    process that stays from round to round makes another update than a fresh one.
     """
     loaded = loading.load(config, overrides)
     metric_choice.check_config(loaded)
@@ -62,7 +68,14 @@ def try_task(
     def show_epoch(number: int, count: int, found: Mapping[str, float]) -> None:
         warn(f"epoch {number} of {count}: {event_lines.describe_metrics(found)}")
 
-    done = trial.run_trial(loaded, folder, device, threads, show_epoch, max_examples, show_update)
+    done = trial.run_trial(
+        loaded,
+        folder,
+        on_epoch=show_epoch,
+        max_examples=max_examples,
+        show=show_update,
+        **machine,
+    )
     if as_json:
         print_json(asdict(done))
     else:
@@ -72,6 +85,8 @@ def try_task(
             print_line(line)
     if done.problem:
         raise DataError("update", done.problem)
+    if twice:
+        warn(trial.check_twice(loaded, folder, max_examples=max_examples, **machine))
 
 
 def _described(done: Mapping[str, Any]) -> dict[str, str]:

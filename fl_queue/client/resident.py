@@ -150,6 +150,10 @@ class Resident:
         self._model: _Model | None = None
         self._kept = Kept(site)
 
+    def changed(self) -> list[str]:
+        """What the last job has changed, as of ``tidy``; nothing is dropped."""
+        return self._kept.marks.changed()
+
     def tidy(self) -> list[str]:
         """
         After an answer: drop what a later job must not find.

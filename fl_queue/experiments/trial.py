@@ -25,6 +25,7 @@ from fl_queue.config import metric_choice
 from fl_queue.config.run_config import RunConfig
 from fl_queue.coordinator.aggregator.authentication import LARGEST_MODEL_BYTES
 from fl_queue.errors import DataError, MessageError
+from fl_queue.experiments import twice
 from fl_queue.protocol import message, virtual_clients
 from fl_queue.protocol.codecs import codec
 from fl_queue.protocol.header import Header
@@ -133,6 +134,38 @@ def run_trial(
     )
     leaves, refusal = _sent(config, task, context, done, show)
     return _trial(config, context, done, measured, leaves, refusal)
+
+
+def check_twice(
+    config: RunConfig,
+    data_dir: str = "",
+    device: str = "cpu",
+    threads: int = 1,
+    max_examples: int = 0,
+) -> str:
+    """
+    Train two rounds in fresh processes, and again in one that stays.
+
+    Args:
+        config, data_dir, device, threads, max_examples: As for ``run_trial``.
+
+    Returns:
+        What was found out, where nothing is wrong.
+
+    Raises:
+        DataError: Something differs, or the task has changed what a later round could see; names it.
+    """
+    data_dir = data_dir or config.data.dir
+    if not load_task(config.run.task, config, config.allowed_code(), data_dir).keep:
+        return "the task's keep is False: each round has a fresh process"
+    context = _context(config, data_dir, device, threads)
+    if found := twice.differences(config, replace(context, max_examples=max_examples)):
+        raise DataError(
+            "task",
+            f"a process that stays is not the same as a fresh one. {'. '.join(found)}. Keep nothing on self or in "
+            "globals while training, and write into no sample; or set keep = False on the task's class",
+        )
+    return "two rounds in fresh processes and in one that stays: the same bits"
 
 
 @dataclass(frozen=True)
