@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from fl_queue.common.spelling import nearest
@@ -32,6 +32,7 @@ class Option:
         low, high: Inclusive bounds of a number, or of each number in a list.
         above: Exclusive lower bound.
         choices: The only values allowed.
+        aliases: Other name of a choice -> the choice, which is what is recorded.
         check: Extra check; returns what is wrong, or None.
         newer: It is recorded with a run only where it differs from its default: a worker of an older release
             refuses an option that it does not know, and configs without it keep their digests.
@@ -46,6 +47,7 @@ class Option:
     choices: tuple[str, ...] = ()
     check: Check | None = None
     newer: bool = False
+    aliases: Mapping[str, str] = field(default_factory=dict)
 
     def parse(self, name: str, value: Any) -> Any:
         """
@@ -55,12 +57,14 @@ class Option:
             ConfigError: ``name`` has the wrong type or is out of range.
         """
         parsed = _PARSERS[self.kind](name, value)
+        if isinstance(parsed, str):
+            parsed = self.aliases.get(parsed, parsed)
         for number in _numbers(parsed):
             self._check_range(name, number)
         if self.choices and parsed not in self.choices:
             raise ConfigError(
                 name,
-                f"{parsed!r} is not one of {', '.join(self.choices)}{nearest(str(parsed), self.choices)}",
+                f"{parsed!r} is not one of {', '.join(self.choices)}{nearest(str(parsed), [*self.choices, *self.aliases])}",
             )
         problem = self.check(parsed) if self.check else None
         if problem:

@@ -8,18 +8,35 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Literal, get_args
 
-from fl_queue.config.section import FIXED, Section, option
+from fl_queue.config.section import FIXED, Section, Use, option
 from fl_queue.config.task_catalog import TASKS
 from fl_queue.errors import ConfigError
 
 Partition = Literal[
-    "iid", "shards", "label_count", "dirichlet_label", "dirichlet_hsu", "quantity_dirichlet",
-    "quantity_power", "natural", "site",
+    "iid", "shards", "label_count", "dirichlet_label", "dirichlet_balanced", "dirichlet_hsu", "quantity_dirichlet",
+    "quantity_power", "quantity_linear", "quantity_square", "quantity_exponential", "quantity_sizes", "natural", "site",
 ]  # fmt: skip
 #: Ways to split one data set, in the order in which they are explained; ``site`` splits nothing.
 PARTITIONS: tuple[str, ...] = tuple(kind for kind in get_args(Partition) if kind != "site")
+#: Class of flwr-datasets -> the partition with its rule. Where they differ: docs/guides/partitions.md.
+FLWR_PARTITIONERS: Mapping[str, str] = MappingProxyType(
+    {
+        "IidPartitioner": "iid",
+        "ShardPartitioner": "shards",
+        "PathologicalPartitioner": "label_count",
+        "DirichletPartitioner": "dirichlet_balanced",
+        "InnerDirichletPartitioner": "dirichlet_hsu",
+        "LinearPartitioner": "quantity_linear",
+        "SquarePartitioner": "quantity_square",
+        "ExponentialPartitioner": "quantity_exponential",
+        "SizePartitioner": "quantity_sizes",
+        "NaturalIdPartitioner": "natural",
+        "GroupedNaturalIdPartitioner": "natural",
+    }
+)
 
 #: Feature skew: what a client's images have more of, the higher its share.
 SKEWS = ("noise", "rotation")
@@ -40,8 +57,9 @@ class DataSection(Section):
     )
     partition: Partition = option(
         "iid",
-        "how one data set is split over the clients; site: every client uses all of its own folder",
+        "how one data set is split over the clients, also by the name of a class of flwr-datasets; site: every client uses all of its own folder",
         use=FIXED,
+        aliases=FLWR_PARTITIONERS,
     )
     alpha: float = option(
         0.5,
@@ -64,6 +82,12 @@ class DataSection(Section):
         low=0.0,
         high=10.0,
         use=FIXED,
+    )
+    sizes: tuple[int, ...] = option(
+        (),
+        "quantity_sizes partition: samples of each share, such as [100, 300, 300]; one number for each share",
+        low=1,
+        use=Use(fixed=True, newer=True),
     )
     noise: float = option(
         0.0,
@@ -128,6 +152,8 @@ def check_data(data: DataSection, task: str, options: Mapping[str, Any], count: 
     for name in SKEWS:
         if getattr(data, name):
             _check_skew(f"data.{name}", data.partition, task)
+    if data.partition == "quantity_sizes":
+        _check_sizes(data, count)
     if data.partition == "label_count":
         classes = _class_count(task, options)
         if classes and data.labels_per_client > classes:
@@ -137,6 +163,21 @@ def check_data(data: DataSection, task: str, options: Mapping[str, Any], count: 
             )
     if task in TASKS and TASKS[task].excerpt and data.source == "excerpt":
         _check_numbers(data, TASKS[task].excerpt, data.shares or count)
+
+
+def _check_sizes(data: DataSection, count: int) -> None:
+    """Raise ConfigError unless there is a size for each share. Args: ``count``: as of ``check_data``."""
+    given = len(data.sizes)
+    if not given:
+        raise ConfigError(
+            "data.sizes",
+            "is empty; with data.partition = quantity_sizes, give the samples of each share, such as [100, 300]",
+        )
+    shares = data.shares or count
+    if shares and shares != given:
+        raise ConfigError(
+            "data.sizes", f"has {given} sizes, and there are {shares} shares; give one for each"
+        )
 
 
 def _check_skew(field: str, partition: str, task: str) -> None:
@@ -177,6 +218,12 @@ def _check_numbers(data: DataSection, samples: int, shares: int) -> None:
             "data.shares",
             f"{shares} shares cannot be cut from the {samples} shipped images; "
             'have fewer clients, or set data.source = "full"',
+        )
+    if data.partition == "quantity_sizes" and sum(data.sizes) > samples:
+        raise ConfigError(
+            "data.sizes",
+            f"they are {sum(data.sizes)} images together, and {samples} are shipped; "
+            'lower them, or set data.source = "full"',
         )
     each = {"shards": "shards_per_client", "dirichlet_hsu": "samples_per_client"}
     field = each.get(data.partition)

@@ -49,6 +49,7 @@ def option(
     above: float | None = None,
     check: Check | None = None,
     use: Use | None = None,
+    aliases: Mapping[str, str] | None = None,
 ) -> T:
     """
     Declare a field of a section; kind and choices follow from the field's annotation.
@@ -56,10 +57,12 @@ def option(
     Args:
         default: Value when nothing is given.
         doc: One line for users: meaning, unit and range.
-        low, high, above, check: As for ``Option``.
+        low, high, above, check, aliases: As for ``Option``.
         use: Where the field differs from others in how a run uses it.
     """
-    bounds = {"low": low, "high": high, "above": above, "check": check}
+    bounds: dict[str, Any] = {"low": low, "high": high, "above": above, "check": check}
+    if aliases:
+        bounds["aliases"] = aliases
     return field(default=default, metadata={"doc": doc, "bounds": bounds, "use": use or Use()})
 
 

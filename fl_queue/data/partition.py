@@ -14,7 +14,7 @@ from typing import Protocol
 import numpy as np
 
 from fl_queue.common.seeding import seed_for
-from fl_queue.data import partitioners
+from fl_queue.data import partitioners, sized_shares
 from fl_queue.data.partitioners import Indices, Labels, Owners
 from fl_queue.errors import ConfigError
 
@@ -48,6 +48,10 @@ class PartitionSettings(Protocol):
     @property
     def exponent(self) -> float:
         """For ``quantity_power``, 0 or more; large is skewed."""
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """For ``quantity_sizes``: samples of each share."""
 
 
 class SplitSettings(PartitionSettings, Protocol):
@@ -85,8 +89,8 @@ def partition_indices(
 
     Returns:
         Sorted index arrays, one per share. Every sample is in exactly one, but for
-        ``dirichlet_hsu``, which leaves over what is not asked for, and ``label_count``, which leaves
-        over a class that no share has.
+        ``dirichlet_hsu`` and ``quantity_sizes``, which leave over what is not asked for, and
+        ``label_count``, which leaves over a class that no share has.
 
     Raises:
         ConfigError: The samples do not suffice; names the field to change.
@@ -119,6 +123,9 @@ _WAYS: dict[str, _Way] = {
     "dirichlet_label": lambda data, labels, shares, seed, owners: partitioners.dirichlet_label(
         labels, shares, seed, data.alpha
     ),
+    "dirichlet_balanced": lambda data, labels, shares, seed, owners: (
+        partitioners.dirichlet_balanced(labels, shares, seed, data.alpha)
+    ),
     "dirichlet_hsu": lambda data, labels, shares, seed, owners: partitioners.dirichlet_hsu(
         labels, shares, seed, data.alpha, data.samples_per_client
     ),
@@ -128,6 +135,15 @@ _WAYS: dict[str, _Way] = {
     "quantity_power": lambda data, labels, shares, seed, owners: partitioners.quantity_power(
         labels, shares, seed, data.exponent
     ),
+    "quantity_sizes": lambda data, labels, shares, seed, owners: sized_shares.of_sizes(
+        labels, shares, seed, data.sizes
+    ),
+    **{
+        kind: lambda data, labels, shares, seed, owners: sized_shares.by_number(
+            labels, shares, seed, data.partition
+        )
+        for kind in sized_shares.FORMULAS
+    },
     "natural": lambda data, labels, shares, seed, owners: partitioners.natural(
         labels, shares, seed, owners
     ),

@@ -80,10 +80,32 @@ def dirichlet_label(labels: Labels, shares: int, seed: int, alpha: float) -> lis
     Source:
         Yurochkin et al. 2019, arXiv 1905.12022, section 4.
     """
-    generator = generator_of(seed, "dirichlet_label")
+    return _by_class(generator_of(seed, "dirichlet_label"), labels, shares, alpha)
+
+
+def dirichlet_balanced(labels: Labels, shares: int, seed: int, alpha: float) -> list[Indices]:
+    """
+    ``dirichlet_label``, but a share that has more than N / shares samples gets nothing of the further classes.
+
+    Source:
+        Code of Yurochkin et al. 2019, arXiv 1905.12022 (the paper has not the rule); NIID-Bench and
+        flwr-datasets (``DirichletPartitioner(self_balancing=True)``) have it, too.
+    """
+    generator = generator_of(seed, "dirichlet_balanced")
+    return _by_class(generator, labels, shares, alpha, is_balanced=True)
+
+
+def _by_class(
+    generator: np.random.Generator,
+    labels: Labels,
+    shares: int,
+    alpha: float,
+    is_balanced: bool = False,
+) -> list[Indices]:
+    """Shares of classes that are cut, each with its least number of samples."""
     least = min(LEAST_SAMPLES, len(labels) // shares)
     for _ in range(_REDRAWS):
-        parts = _split_classes(generator, labels, shares, alpha)
+        parts = _split_classes(generator, labels, shares, alpha, is_balanced)
         if min(len(part) for part in parts) >= least:
             break
     else:
@@ -282,11 +304,19 @@ def _dirichlet(
 
 
 def _split_classes(
-    generator: np.random.Generator, labels: Labels, shares: int, alpha: float
+    generator: np.random.Generator, labels: Labels, shares: int, alpha: float, is_balanced: bool
 ) -> list[Indices]:
     pieces: list[list[Indices]] = [[] for _ in range(shares)]
     for members in members_of(labels):
         proportions = _dirichlet(generator, np.full(shares, alpha))
+        if is_balanced:
+            sizes = np.array([sum(map(len, piece)) for piece in pieces])
+            # One at least has no more than the mean.
+            has_room = sizes * shares <= len(labels)
+            rest = np.where(has_room, proportions, 0.0)
+            # What was drawn for them may be 0 to all digits.
+            rest = rest if rest.sum() > 0.0 else has_room.astype(np.float64)
+            proportions = rest / rest.sum()
         dealt = _cut(generator.permutation(members), proportions)
         for piece, part in zip(pieces, dealt, strict=True):
             piece.append(part)

@@ -6,12 +6,12 @@ import importlib
 import re
 import sys
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 
 from fl_queue import load_config
-from fl_queue.config.data_section import Partition
+from fl_queue.config.data_section import FLWR_PARTITIONERS, PARTITIONS
 from fl_queue.experiments import trial
 from fl_queue.tasks.hf import packages
 from tests.support.checkout import ROOT
@@ -68,8 +68,14 @@ def test_a_shipped_config_trains_a_model_of_a_folder(data: Path, name: str) -> N
     assert 0 < found.update_bytes < found.model_bytes / 2
 
 
-def test_the_partitions_of_the_table_exist() -> None:
-    rows = re.findall(r"^\| `\w+Partitioner[^|]*\| `(\w+)` \|", GUIDE, re.MULTILINE)
+def test_the_table_of_partitions_is_that_of_the_config() -> None:
+    guide = (ROOT / "docs/guides/partitions.md").read_text()
+    rows = re.findall(r"^\| (`\w+Partitioner`[^|]*) \| ([^|]*) \|", guide, re.MULTILINE)
+    listed = [
+        pair
+        for theirs, ours in rows
+        for pair in zip(theirs.split(", "), ours.split(", "), strict=True)
+    ]
 
-    assert len(rows) == 7
-    assert set(rows) < set(get_args(Partition))
+    assert {theirs.strip("`"): ours.strip("`") for theirs, ours in listed} == FLWR_PARTITIONERS
+    assert set(FLWR_PARTITIONERS.values()) < set(PARTITIONS)

@@ -84,7 +84,7 @@ def test_a_run_keeps_what_decides_whose_data_and_which_model_it_has() -> None:
     assert kept == {
         "run.task", "run.seed", "clients.kind", "clients.count", "data.source", "data.partition",
         "data.alpha", "data.shards_per_client", "data.samples_per_client", "data.labels_per_client",
-        "data.exponent", "data.noise", "data.rotation", "data.shares", "data.validation_fraction",
+        "data.exponent", "data.sizes", "data.noise", "data.rotation", "data.shares", "data.validation_fraction",
         "data.train_per_class", "data.validation_per_class", "aggregation.strategy",
         "model.base", "model.constant", "model.private", "update.error_feedback", "redis.chunk_bytes",
     }  # fmt: skip

@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 
-from fl_queue.config.data_section import DataSection
+from fl_queue.config.data_section import FLWR_PARTITIONERS, DataSection
 from fl_queue.config.run_config import RunConfig, changed_fields
 from fl_queue.data.partition import _kept_split, client_split, partition_indices
 from fl_queue.data.partitioners import (
+    dirichlet_balanced,
     dirichlet_hsu,
     dirichlet_label,
     iid,
@@ -82,6 +83,10 @@ def test_dirichlet_hsu_uses_other_classes_when_one_runs_out():
         ("natural", {"shares": 2}, "data.partition"),
         ("natural", {"shares": 4, "owners": np.arange(60) % 3}, "data.shares"),
         ("label_count", {"shares": 2, "labels_per_client": 11}, "data.labels_per_client"),
+        ("quantity_sizes", {"shares": 2, "sizes": (20, 41)}, "data.sizes"),
+        ("quantity_sizes", {"shares": 3, "sizes": (20, 20)}, "data.sizes"),
+        ("quantity_linear", {"shares": 12}, "data.shares"),
+        ("quantity_exponential", {"shares": 6}, "data.shares"),
     ],
 )
 def test_an_impossible_split_names_the_field(kind, options, field):
@@ -162,6 +167,41 @@ def test_quantity_power_sizes_are_those_of_the_formula():
     assert max(len(part) for part in quantity_power(TEN_CLASSES, 600, 0, 10.0)) > 2900
 
 
+@pytest.mark.parametrize(
+    ("kind", "sizes"),
+    [
+        # Of 6000 as flwr-datasets computes them: rounded down, and what is left to the last.
+        ("LinearPartitioner", [600, 1200, 1800, 2400]),
+        ("SquarePartitioner", [200, 800, 1800, 3200]),
+        ("ExponentialPartitioner", [192, 522, 1421, 3865]),
+    ],
+)
+def test_sizes_by_a_formula_are_those_of_flwr_datasets(kind, sizes):
+    parts = partition_indices(data_section(partition=kind), TEN_CLASSES, 4, 0)
+    assert [len(part) for part in parts] == sizes
+
+
+def test_a_balanced_dirichlet_share_gets_no_class_beyond_the_mean():
+    skewed = [len(part) for part in dirichlet_label(TEN_CLASSES, 6, 0, 0.05)]
+    balanced = [len(part) for part in dirichlet_balanced(TEN_CLASSES, 6, 0, 0.05)]
+    # The class with which it passes the mean is its last: 1000 and at most the 600 of that class.
+    assert max(balanced) <= 1600 < max(skewed)
+    assert sum(balanced) == 6000
+
+
+@pytest.mark.parametrize(("theirs", "ours"), FLWR_PARTITIONERS.items())
+def test_a_name_of_flwr_datasets_is_recorded_as_ours(theirs, ours):
+    given, settings = {"sizes": [10, 20]} if ours == "quantity_sizes" else {}, {"task": "csv"}
+    rest = {"run": settings, "task": {"owner": "clinic"}}
+    named, plain = (
+        RunConfig.from_dict(rest | {"data": {"partition": name, **given}})
+        for name in (theirs, ours)
+    )
+    assert named == plain
+    assert named.digest == plain.digest
+    assert named.data.partition == ours
+
+
 def test_quantity_dirichlet_skews_sizes_and_not_labels():
     parts = quantity_dirichlet(TEN_CLASSES, 10, 0, 0.5)
     sizes = [len(part) for part in parts]
@@ -198,6 +238,15 @@ def test_natural_gives_all_of_an_owner_to_one_share_and_deals_owners_evenly():
         ({"exponent": 11.0}, "data.exponent", "at most 10"),
         ({"exponent": -1.0}, "data.exponent", "at least 0"),
         ({"alpha": 0.0}, "data.alpha", "more than 0"),
+        ({"partition": "quantity_sizes"}, "data.sizes", "is empty"),
+        ({"partition": "SizePartitioner", "sizes": [5] * 99}, "data.sizes", "100 shares"),
+        ({"partition": "quantity_sizes", "sizes": [101] * 100}, "data.sizes", "full"),
+        ({"partition": "quantity_sizes", "sizes": [0]}, "data.sizes", "at least 1"),
+        (
+            {"partition": "LinearPartitoner"},
+            "data.partition",
+            "near LinearPartitioner|did you mean",
+        ),
     ],
 )
 def test_what_cannot_be_split_is_refused_when_the_config_is_read(config, field, fix):

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from fl_queue.config.data_section import PARTITIONS, DataSection
 from fl_queue.data.partition import client_split, partition_indices
 from fl_queue.data.partitioners import LEAST_SAMPLES, dirichlet_hsu
+from fl_queue.data.sized_shares import FORMULAS
 from fl_queue.errors import ConfigError
 
 LABELS = st.lists(st.integers(0, 5), min_size=1, max_size=200).map(
@@ -23,7 +24,16 @@ DATA = DataSection(
 
 
 @pytest.mark.parametrize(
-    "kind", ["iid", "shards", "dirichlet_label", "quantity_dirichlet", "quantity_power", "natural"]
+    "kind",
+    [
+        "iid",
+        "shards",
+        "dirichlet_label",
+        "dirichlet_balanced",
+        "quantity_dirichlet",
+        "quantity_power",
+        "natural",
+    ],
 )
 @given(labels=LABELS, seed=SEEDS, alpha=ALPHAS, data=st.data())
 def test_every_sample_is_in_exactly_one_share(kind, labels, seed, alpha, data):
@@ -88,9 +98,41 @@ def test_no_share_has_too_few(labels, seed, data):
         assert min(sizes) >= max(1, min(LEAST_SAMPLES, len(labels) // (2 * shares)))
     sizes = [len(part) for part in partition_indices(DataSection(), labels, shares, seed)]
     assert max(sizes) - min(sizes) <= 1
-    section = DataSection(partition="dirichlet_label", alpha=0.01)
-    sizes = [len(part) for part in partition_indices(section, labels, shares, seed)]
-    assert min(sizes) >= min(LEAST_SAMPLES, len(labels) // shares)
+    for kind in ("dirichlet_label", "dirichlet_balanced"):
+        section = DataSection(partition=kind, alpha=0.01)
+        sizes = [len(part) for part in partition_indices(section, labels, shares, seed)]
+        assert min(sizes) >= min(LEAST_SAMPLES, len(labels) // shares)
+
+
+@given(labels=LABELS, seed=SEEDS, data=st.data())
+def test_given_sizes_are_the_sizes_of_disjoint_shares(labels, seed, data):
+    sizes = tuple(data.draw(st.lists(st.integers(1, 60), min_size=1, max_size=8)))
+    section = DataSection(partition="quantity_sizes", sizes=sizes)
+    if sum(sizes) > len(labels):
+        with pytest.raises(ConfigError, match=r"data\.(sizes|shares)"):
+            partition_indices(section, labels, len(sizes), seed)
+        return
+    parts = partition_indices(section, labels, len(sizes), seed)
+    assert tuple(map(len, parts)) == sizes
+    assert all(part.dtype == np.int64 and (np.diff(part) > 0).all() for part in parts)
+    assert len(set(np.concatenate(parts).tolist())) == sum(sizes)
+
+
+@given(labels=LABELS, seed=SEEDS, kind=st.sampled_from(sorted(FORMULAS)), data=st.data())
+def test_sizes_by_a_formula_use_every_sample_or_the_shares_are_too_many(labels, seed, kind, data):
+    shares = data.draw(st.integers(1, len(labels)))
+    section = DataSection(partition=kind)
+    try:
+        parts = partition_indices(section, labels, shares, seed)
+    except ConfigError as error:
+        refused = error.field
+        parts = []
+    else:
+        refused = ""
+    assert refused == ("" if parts else "data.shares")
+    if not refused:
+        assert sorted(np.concatenate(parts).tolist()) == list(range(len(labels)))
+        assert [len(part) for part in parts] == sorted(map(len, parts))
 
 
 @settings(max_examples=50)
@@ -100,6 +142,7 @@ def test_equal_arguments_give_equal_shares(labels, seed, kind):
         "shards_per_client": 1,
         "samples_per_client": 1,
         "labels_per_client": 1,
+        "sizes": (1,),
     }
     section, owners = DataSection(partition=kind, **options), np.arange(len(labels))
     first = partition_indices(section, labels, 1, seed, owners)
