@@ -6,6 +6,7 @@ Whatever is kept can be lost at any moment and changes no bit. Imports torch; no
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from fl_queue.protocol.trainer_messages import Request
 from fl_queue.tasks import calls, fingerprint, noted_context, phases, task_code
 from fl_queue.tasks.base import ClientData, Task
 from fl_queue.tasks.context import ClientContext
-from fl_queue.tasks.fingerprint import Fingerprint
+from fl_queue.tasks.fingerprint import Fingerprint, Opened
 from fl_queue.tasks.noted_context import NotedContext
 
 #: Of ``Kept.tidy``: the task's own wish; nothing has changed.
@@ -34,11 +35,12 @@ _ATTEMPTS = 3
 
 @dataclass(frozen=True)
 class _Data:
-    """Data that were read. Args: ``paths``: what the fingerprint is of."""
+    """Data that were read. Args: ``paths``, ``folders``: what the fingerprint is of; of folders the entries."""
 
     found: Any
     context: NotedContext
     paths: tuple[str, ...]
+    folders: tuple[str, ...]
     fingerprint: Fingerprint
 
     def holds(self, context: ClientContext, named: tuple[str, ...] | None) -> bool:
@@ -46,7 +48,7 @@ class _Data:
         return (
             noted_context.fits(self.context, context)
             and named in (None, self.paths)
-            and fingerprint.taken(self.paths) == self.fingerprint
+            and fingerprint.taken(self.paths, self.folders) == self.fingerprint
         )
 
 
@@ -64,6 +66,8 @@ class Kept:
         self._task: Task | None = None
         self._data: OrderedDict[Any, _Data] = OrderedDict()
         self.marks = Marks()
+        # Such as that which extends a worker's leases: no task is here yet.
+        self._threads = threading.enumerate()
 
     def drop(self) -> None:
         """Forget everything."""
@@ -143,19 +147,21 @@ class Kept:
             named = _named(task, context)
             paths = named if named is not None else _folder(context)
             before = fingerprint.taken(paths)
-            with fingerprint.watching() as opened:
+            with fingerprint.watching(self._threads) as opened:
                 found = read(noted)
             after = fingerprint.taken(paths)
             if named is not None and before != after:
                 continue
+            folders: tuple[str, ...] = ()
             if named is None:
-                paths = (*paths, *sorted(opened.paths))
+                folders = _listed(opened, paths)
+                paths = (*paths, *sorted(opened.paths.keys() - set(folders)))
                 # Something else in the folder may change all the time, such as a log.
                 is_unknown = opened.is_open or before != after
-                after = fingerprint.taken(paths)
-                if is_unknown:
+                after = fingerprint.taken(paths, folders)
+                if is_unknown or opened.have_changed(after):
                     after[_UNKNOWN] = None
-            return _Data(found, noted, paths, after)
+            return _Data(found, noted, paths, folders, after)
         raise DataError(
             context.data_dir or "data",
             "its files change while they are read; wait until they are complete",
@@ -181,6 +187,15 @@ def _level(task: Task, method: str) -> int:
     """How far above the task the class is that defines a method; the task itself may, too."""
     owners = (task, *type(task).__mro__)
     return next(level for level, owner in enumerate(owners) if method in vars(owner))
+
+
+def _listed(opened: Opened, inside: tuple[str, ...]) -> tuple[str, ...]:
+    """Folders that were listed. Args: ``inside``: folders that count as a whole."""
+    found = {*opened.folders, *(path for path in opened.paths if Path(path).is_dir())}
+    whole = [Path(path).absolute() for path in inside]
+    return tuple(
+        sorted(path for path in found if not any(Path(path).is_relative_to(one) for one in whole))
+    )
 
 
 def _folder(context: ClientContext) -> tuple[str, ...]:
