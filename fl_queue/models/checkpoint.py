@@ -330,6 +330,20 @@ def prune(folder: Path, keep: set[str]) -> None:
                 shutil.rmtree(left, ignore_errors=True)
 
 
+def keep_base(folder: Path, base: BasePart) -> None:
+    """
+    Delete the base parts of a run's folder but one: those whose version 0 was not committed.
+
+    Raises:
+        CheckpointError: A file cannot be deleted.
+    """
+    with _write_errors(folder):
+        for file in folder.glob(f"{_BASE}*{_SUFFIX}"):
+            digest = file.stem.removeprefix(_BASE)
+            if identifiers.is_digest(digest) and digest != base.digest:
+                file.unlink(missing_ok=True)
+
+
 def _path(folder: Path, digest: str, layout: Layout) -> Path:
     # Digests come from Redis: one such as ../../x must not name a file.
     if not identifiers.is_digest(digest):

@@ -31,6 +31,9 @@ from fl_queue.protocol.manifest import Manifest
 from fl_queue.store import Store, keyspace
 from fl_queue.strategies.layouts import state_manifest
 
+#: Time for which a base part stays on the data server whose version 0 is not committed, seconds.
+UNCOMMITTED_S = 24 * 3600
+
 
 @dataclass(frozen=True)
 class ModelStore:
@@ -63,11 +66,14 @@ class ModelStore:
 
     def publish(self, digest: str, body: tensor_layout.Bytes) -> None:
         """Store a model's chunks on the data server; they stay until they are dropped."""
+        self._put(digest, body, None)
+
+    def _put(self, digest: str, body: tensor_layout.Bytes, lifetime_s: int | None) -> None:
         view = memoryview(body)
         self.store.data.chunks.put(
             keyspace.model_blob(self.run, digest),
             (view[piece] for piece in tensor_layout.chunk_slices(len(body), self.chunk_bytes)),
-            None,
+            lifetime_s,
             insist=True,
         )
 
@@ -106,6 +112,19 @@ class ModelStore:
         """Remove a model's chunks from the data server."""
         count = header.chunk_count(nbytes, self.chunk_bytes)
         self.store.data.chunks.drop(keyspace.model_blob(self.run, digest), count)
+
+    def publish_base(self, base: BasePart, body: tensor_layout.Bytes) -> None:
+        """
+        Store the chunks of a base part before its version 0 is committed: for a day, unless ``keep_base`` follows.
+
+        Another maker's base part may be committed instead, and its maker may be killed at any moment.
+        """
+        self._put(base.digest, body, UNCOMMITTED_S)
+
+    def keep_base(self, base: BasePart) -> None:
+        """Have the chunks of the run's base part stay: its version 0 is committed."""
+        count = header.chunk_count(base.nbytes, self.chunk_bytes)
+        self.store.data.chunks.set_lifetime(keyspace.model_blob(self.run, base.digest), count, None)
 
     def restore_base(self, base: BasePart) -> bool:
         """

@@ -516,7 +516,8 @@ KEYS: tuple[Key, ...] = (
         "aggregator, healer; `start-round` of an initial model",
         (
             "until superseded; of the two newest versions, of versions that wait for the evaluator or "
-            "that clients are at work on always; of a base part until the run is deleted; of an "
+            "that clients are at work on always; of a base part until the run is deleted, but a day before "
+            "its version 0 is committed; of an "
             "initial model 7 days"
         ),
         clients=("read",),

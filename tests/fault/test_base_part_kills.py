@@ -75,7 +75,9 @@ def base_of(federation: Federation, run: str) -> BasePart:
 def is_published(federation: Federation, run: str) -> bool:
     base = base_of(federation, run)
     chunk = keyspace.chunk(keyspace.model_blob(run, base.digest), 0)
-    return federation.store.data.redis.strlen(chunk) == base.nbytes
+    redis = federation.store.data.redis
+    # -1: it does not expire, even if the aggregator was killed at once after the commit.
+    return bool(redis.strlen(chunk) == base.nbytes and redis.ttl(chunk) == -1)
 
 
 def written(federation: Federation, run: str) -> list[str]:

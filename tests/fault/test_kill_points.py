@@ -35,7 +35,7 @@ AGGREGATOR = (
 )  # fmt: skip
 EVALUATOR = ("client.started", "outbox.written", "update.pushed", "version.scored")
 #: Of runs with a base part; their test has a federation of its own.
-BASE_PART = ("base.written", "base.published", "base.fetched")
+BASE_PART = ("base.written", "base.published", "base.fetched", "round.committed")
 HEALER = ("heal.given-back", "heal.healed", "heal.replaced")
 #: Where a Redis is killed while a process stands still there: before and after each of its writes.
 REDIS = [

@@ -209,9 +209,17 @@ class RoundCommit:
         scheduling.requeue_next_round(self._store, self._run)
         return f"{ending.outcome}: {ending.reason}"
 
+    def _keep_base_part(self) -> None:
+        """Have the base part of the version 0 that was committed stay on the data server."""
+        manifest = self._store.control.versions.manifest(self._run)
+        if manifest is not None and manifest.published is not None:
+            self._models.keep_base(manifest.published)
+
     def _clean_up(self, record: RoundRecord, taken: TakenList) -> None:
         """Remove the messages of the round that has ended, and older rounds and versions."""
         taken.clean_up()
+        if self._current.state.purpose == Purpose.initialise:
+            self._keep_base_part()
         failpoints.failpoint("round.discarded")
         update_archive.keep_only(self._state_dir, self._run, self._number, record.accepted)
         lifecycle.clean_up(self._store, self._run, self._number)

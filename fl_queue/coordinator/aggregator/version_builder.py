@@ -119,14 +119,19 @@ class VersionBuilder:
         with suppress(ContentMissing, CheckpointError):
             self._base = self._open_base(manifest)
         if manifest.published is not None:
+            if self.round.base_version == 0:
+                # The aggregator that committed version 0 may have been killed before it did so.
+                self.models.keep_base(manifest.published)
             self._keep_base_part(manifest.published)
 
     def _keep_base_part(self, base: BasePart) -> None:
         """Write the base part to disk, if it is not there; a later round tries again if that cannot be done."""
         folder = self.models.folder
-        if (folder / checkpoint.file_name(base.digest, base)).exists():
-            return
         try:
+            # This machine may have made another version 0, which was not committed.
+            checkpoint.keep_base(folder, base)
+            if (folder / checkpoint.file_name(base.digest, base)).exists():
+                return
             body = self.models.open_base(base).view
             checkpoint.write(folder, base.digest, base, body, {"run": self.run})
         # The round can end without it: version 0's maker has it on its disk.
@@ -150,7 +155,7 @@ class VersionBuilder:
         """Write the base part to disk and to the data server, once a run. Raises CheckpointError."""
         checkpoint.write(self.models.folder, base.digest, base, body, {"run": self.run})
         failpoints.failpoint("base.written")
-        self.models.publish(base.digest, body)
+        self.models.publish_base(base, body)
         failpoints.failpoint("base.published")
 
     def build_next(

@@ -282,6 +282,39 @@ def test_superseded_versions_go_and_the_base_part_stays_until_the_run_is_deleted
     assert not list(made.store.data.redis.scan_iter(match=f"*{made.run}*"))
 
 
+def test_a_base_part_that_was_not_committed_leaves_the_data_server_and_the_disk(
+    made: Made, tmp_path: Path
+) -> None:
+    """Its maker lost the run, or was killed, and another one has committed version 0."""
+    config = runs.current_config(made.store, made.run)
+    current = RoundState(
+        1, RoundPhase.open, Purpose.train, ("a",), ("a",), 1, 60.0, 0.0, 0.0, None, 0.0, 0,
+        made.digests[0], 1, "", 1, {}, 0, "",
+    )  # fmt: skip
+    builder = VersionBuilder(made.store, made.run, current, config, tmp_path / "maker")
+    other = version_zero(Tuned(config), config.run.seed + 1)
+    assert other.manifest.base is not None
+    assert other.manifest.base.digest != made.base.digest
+
+    def lifetimes(base: BasePart) -> list[int]:
+        blob, redis = keyspace.model_blob(made.run, base.digest), made.store.data.redis
+        return [redis.ttl(keyspace.chunk(blob, index)) for index in range(2)]
+
+    for zero in (other, made.zero):
+        builder.build_initial(zero.manifest, b"".join(map(bytes, zero.pieces())))
+    for base in (other.manifest.base, made.base):
+        assert all(0 < left <= 24 * 3600 for left in lifetimes(base))
+    assert len(list(builder.models.folder.glob("base-*"))) == 2
+
+    builder.prepare(made.manifest)
+
+    assert lifetimes(made.base) == [-1, -1]
+    assert all(0 < left <= 24 * 3600 for left in lifetimes(other.manifest.base))
+    assert [path.name for path in builder.models.folder.glob("base-*")] == [
+        checkpoint.file_name(made.base.digest, made.base)
+    ]
+
+
 def test_an_aggregator_that_has_not_made_version_0_keeps_the_base_part_too(
     made: Made, tmp_path: Path
 ) -> None:
