@@ -32,6 +32,7 @@ from fl_queue.models import checkpoint
 from fl_queue.protocol import identifiers, tensor_layout
 from fl_queue.protocol.manifest import Manifest
 from fl_queue.protocol.tensor_layout import Tensor
+from fl_queue.strategies.layouts import OPTIMIZER
 
 log = logging.getLogger(__name__)
 
@@ -153,7 +154,10 @@ class ClientStateFolder:
             note = f"missing, that of round {accepted.round}: starts from {start}"
             log.warning("run=%s client=%s %s", self.run, self.client, exc)
             return StoredClientState(note=f"{note} ({exc.public})", is_missing=True)
-        return StoredClientState(state, f"of round {accepted.round}", place=wanted)
+        note = f"of round {accepted.round}"
+        if OPTIMIZER not in state and _tensors(manifest, but=OPTIMIZER) != _tensors(manifest):
+            note = f"{note}, but for that of the optimizer, which is another one"
+        return StoredClientState(state, note, place=wanted)
 
     def _remove_others(self, before: int, stay: Collection[str]) -> None:
         """Remove the states of rounds before one. Args: ``stay``: names of the folders that stay."""
@@ -217,6 +221,8 @@ def read(place: Path, manifest: Manifest) -> dict[str, dict[str, Tensor]]:
     """
     The states in a folder: name -> tensor name -> array; their digest is checked.
 
+    Without that of the optimizer where the config has another one by now.
+
     Args:
         place: Folder of the state of one update.
         manifest: The state's, from ``layout``.
@@ -227,12 +233,33 @@ def read(place: Path, manifest: Manifest) -> dict[str, dict[str, Tensor]]:
     found_files = sorted(place.glob(_STATES))
     if not found_files:
         raise CheckpointError(str(place), "is missing", public=True)
-    body = checkpoint.open_body(place, found_files[0].stem, manifest)
+    stored = _as_stored(found_files[0], manifest)
+    body = checkpoint.open_body(place, found_files[0].stem, stored)
     found: dict[str, dict[str, Tensor]] = {}
-    for name, tensor in tensor_layout.views(manifest, body.view).items():
+    for name, tensor in tensor_layout.views(stored, body.view).items():
         state, _, inner = name.partition("/")
         found.setdefault(state, {})[inner] = tensor
+    if stored is not manifest:
+        found.pop(OPTIMIZER, None)
     return found
+
+
+def _as_stored(file: Path, manifest: Manifest) -> Manifest:
+    """The layout of a file, where that differs in the state of the optimizer alone; else ``manifest``."""
+    stored = checkpoint.stored_layout(file)
+    if stored is None or _tensors(stored) == _tensors(manifest):
+        return manifest
+    has_others = _tensors(stored, but=OPTIMIZER) == _tensors(manifest, but=OPTIMIZER)
+    return stored if has_others else manifest
+
+
+def _tensors(manifest: Manifest, but: str = "") -> list[tuple[str, tuple[int, ...], str]]:
+    """The tensors of a layout. Args: ``but``: without this state."""
+    return [
+        (spec.name, spec.shape, spec.dtype)
+        for spec in manifest.tensors
+        if spec.name.partition("/")[0] != but
+    ]
 
 
 def sweep(folder: Path, is_known: Callable[[str], bool]) -> None:

@@ -10,14 +10,14 @@ from fl_queue.client.assignment import ClientJob, encoding_of, manifest_of
 from fl_queue.client.client_state import AcceptedUpdate, ClientStateFolder, StoredClientState
 from fl_queue.client.progress import add_event
 from fl_queue.common import disk_space
-from fl_queue.config.run_config import RunConfig
+from fl_queue.config.client_layouts import layouts_of
 from fl_queue.protocol import identifiers
 from fl_queue.protocol.codecs import codec
 from fl_queue.protocol.events import ClientStateMissing
 from fl_queue.protocol.manifest import Manifest
 from fl_queue.store import keyspace
 from fl_queue.strategies.base import Strategy
-from fl_queue.strategies.layouts import PERSONAL, PRIVATE, client_layouts, update_manifest
+from fl_queue.strategies.layouts import OPTIMIZER, PERSONAL, PRIVATE, update_manifest
 
 log = logging.getLogger(__name__)
 
@@ -73,14 +73,13 @@ def load_state(job: ClientJob, strategy: Strategy, manifest: Manifest) -> Stored
     return stored
 
 
-def layouts_of(config: RunConfig, strategy: Strategy, manifest: Manifest) -> dict[str, Manifest]:
-    """Tensors that a run's clients keep: name -> its tensors; none where they keep nothing."""
-    return client_layouts(strategy, manifest, config.update.error_feedback)
-
-
 def _start_of(layouts: Mapping[str, Manifest]) -> str:
     """Words for the values that a client without a state starts from."""
-    own = {PRIVATE: "the private tensors of version 0", PERSONAL: "the round's model"}
+    own = {
+        PRIVATE: "the private tensors of version 0",
+        PERSONAL: "the round's model",
+        OPTIMIZER: "a new optimizer",
+    }
     found = [words for name, words in own.items() if name in layouts]
     return " and ".join([*(["zero"] if layouts.keys() - own.keys() else []), *found])
 

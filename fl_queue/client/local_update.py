@@ -17,21 +17,29 @@ from numpy.typing import NDArray
 from torch import nn
 
 from fl_queue.client.personalization import Personalization, check_private
-from fl_queue.client.strategy_terms import check_seen, local_rule
+from fl_queue.client.strategy_terms import check_seen, kept_optimizer, local_rule
 from fl_queue.client.version_zero import initial_model as initial_model
+from fl_queue.config.client_layouts import layouts_of
 from fl_queue.errors import DataError
 from fl_queue.metrics import LOSS_ITEMS
 from fl_queue.protocol.manifest import Manifest, TensorSpec
 from fl_queue.protocol.records import LOST, Sums
 from fl_queue.protocol.tensor_layout import little_endian
 from fl_queue.strategies.base import ClientContribution, ClientTrainingState, State, Strategy
-from fl_queue.strategies.layouts import PERSONAL, PRIVATE, state_manifest, update_manifest
+from fl_queue.strategies.layouts import (
+    OPTIMIZER,
+    PERSONAL,
+    PRIVATE,
+    state_manifest,
+    update_manifest,
+)
 from fl_queue.tasks import calls, phases
 from fl_queue.tasks.base import ClientData, OnEpoch, Task
 from fl_queue.tasks.building import built
 from fl_queue.tasks.context import ClientContext
 from fl_queue.tasks.logged_metrics import TrainingLog
 from fl_queue.training.base_part import Fetch, Untouched
+from fl_queue.training.kept_optimizer import KeptOptimizer
 from fl_queue.training.local_rule import LocalRule
 from fl_queue.training.model_tensors import (
     Arrays,
@@ -133,6 +141,7 @@ class TrainingResult:
         own: The personal model, where the strategy has one.
         files: Numbers of files that were not used, or not as they are, by their kind.
         is_by_optimizer: Whether ``local_sgd`` trained, by the optimizer of the config; a task may train in another way.
+        optimizer: State of the optimizer, where the client keeps it.
     """
 
     tensors: UpdateTensors
@@ -146,6 +155,7 @@ class TrainingResult:
     own: Arrays = field(default_factory=dict)
     files: Mapping[str, int] = field(default_factory=dict)
     is_by_optimizer: bool = True
+    optimizer: KeptOptimizer | None = None
 
     def kept(self, which: str, name: str) -> NDArray[Any]:
         """A tensor of what the client keeps once its update is accepted, by ``client_layouts``."""
@@ -153,6 +163,9 @@ class TrainingResult:
             return self.tensors.local(name)
         if which == PERSONAL:
             return self.own[name]
+        if which == OPTIMIZER:
+            assert self.optimizer is not None
+            return self.optimizer.array(name)
         assert self.answer.keep is not None
         return self.answer.keep(which, name)
 
@@ -259,7 +272,7 @@ class ClientTrainer:
             model = self._built_for("train")
             untouched = Untouched(state_of(model), self.manifest.base)
             known = self.plan.known(self.task, self.manifest, context)
-            rule = local_rule(strategy, known, model, context.min_batch)
+            rule = self._rule(known, model)
             on_loaded()
             own = self._personalization(data, context)
             metrics = {**self._evaluated(model, data, context), **own.make_own(model)}
@@ -280,7 +293,7 @@ class ClientTrainer:
         found = self._contribution(known, rule, changes)
         sent, metrics = update_manifest(strategy, self.manifest), {**metrics, **own_metrics}
         return TrainingResult(
-            changes, num_examples, metrics, train_metrics, train_s, sent, found, self.manifest, own_model, calls.file_counts(data.counts), rule.is_used
+            changes, num_examples, metrics, train_metrics, train_s, sent, found, self.manifest, own_model, calls.file_counts(data.counts), rule.is_used, rule.optimizer
         )  # fmt: skip
 
     def evaluate(self, data: ClientData | None = None) -> Sums:
@@ -323,6 +336,15 @@ class ClientTrainer:
         check_private(model, self.manifest, self.task.config.model.private)
         check_frozen(model, self.manifest)
         return model
+
+    def _rule(self, known: ClientTrainingState, model: nn.Module) -> LocalRule:
+        """The strategy's terms, the site's floor, and the state of the optimizer as the client has kept it."""
+        plan = self.plan
+        rule = local_rule(plan.strategy, known, model, self.context.min_batch)
+        layout = layouts_of(self.task.config, plan.strategy, self.manifest).get(OPTIMIZER)
+        if layout is not None:
+            rule.optimizer = kept_optimizer(model, layout, plan.kept.get(OPTIMIZER, {}))
+        return rule
 
     def _personalization(self, data: ClientData, context: ClientContext) -> Personalization:
         plan = self.plan

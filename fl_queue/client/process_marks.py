@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 import torch
 
-#: Set by the first job on a CUDA device.
-_OURS = ("CUBLAS_WORKSPACE_CONFIG",)
+#: Set by the first job on a CUDA device, and by torch with the first step of one of its optimizers.
+_OURS = ("CUBLAS_WORKSPACE_CONFIG", "TORCHINDUCTOR_CACHE_DIR")
 _STATUS = Path("/proc/self/status")
 _UMASK = re.compile(rb"^Umask:\s*(\d+)", re.MULTILINE)
 _TIMERS = (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF)

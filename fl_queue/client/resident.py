@@ -25,6 +25,7 @@ from fl_queue.client.version_zero import version_zero
 from fl_queue.common import failpoints
 from fl_queue.common.files import Mapped
 from fl_queue.common.paths import below
+from fl_queue.config.client_layouts import layouts_of
 from fl_queue.config.run_config import RunConfig
 from fl_queue.errors import LASTING, CheckpointError, DataError, TrainingLost
 from fl_queue.models.initial import initial_arrays
@@ -38,7 +39,7 @@ from fl_queue.protocol.trainer_messages import Answer, Call, ModelFile, Progress
 from fl_queue.store.jobs.rq_types import TimedOut
 from fl_queue.strategies import get_strategy
 from fl_queue.strategies.base import State
-from fl_queue.strategies.layouts import RESIDUAL, client_layouts, state_manifest
+from fl_queue.strategies.layouts import RESIDUAL, state_manifest
 from fl_queue.tasks import calls
 from fl_queue.tasks.base import Task, code_digest
 from fl_queue.tasks.context import ClientContext
@@ -334,7 +335,7 @@ class Resident:
         strategy = get_strategy(config.aggregation.strategy, config.strategy)
         kept: State = {}
         if state.place is not None:
-            layouts = client_layouts(strategy, base.manifest, config.update.error_feedback)
+            layouts = layouts_of(config, strategy, base.manifest)
             place = below(self._site.state_dir, *state.place.split("/"))
             try:
                 found = client_state.read(place, client_state.layout(layouts))

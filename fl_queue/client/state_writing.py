@@ -9,11 +9,12 @@ from typing import Any
 from fl_queue.client import client_state, update_message
 from fl_queue.client.client_state import AcceptedUpdate, ClientStateFolder
 from fl_queue.client.local_update import ClientStrategy, TrainingResult
+from fl_queue.config.client_layouts import layouts_of
 from fl_queue.config.run_config import RunConfig
 from fl_queue.protocol import tensor_layout
 from fl_queue.protocol.codecs import codec, error_feedback
 from fl_queue.protocol.manifest import Manifest
-from fl_queue.strategies.layouts import RESIDUAL, client_layouts
+from fl_queue.strategies.layouts import RESIDUAL
 from fl_queue.tasks.context import ClientContext
 
 
@@ -30,7 +31,7 @@ def write_state(
     Raises:
         LocalStorageError: It cannot be written (disk full, permissions).
     """
-    layouts = client_layouts(plan.strategy, result.manifest, config.update.error_feedback)
+    layouts = layouts_of(config, plan.strategy, result.manifest)
     if not layouts:
         return
     layout, residual = client_state.layout(layouts), plan.kept.get(RESIDUAL, {})

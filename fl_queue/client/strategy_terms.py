@@ -15,7 +15,9 @@ from numpy.typing import NDArray
 from torch import nn
 
 from fl_queue.errors import ConfigError
+from fl_queue.protocol.manifest import Manifest
 from fl_queue.strategies.base import ClientTrainingState, Strategy
+from fl_queue.training.kept_optimizer import KeptOptimizer
 from fl_queue.training.local_rule import LocalRule
 from fl_queue.training.model_tensors import state_of
 
@@ -69,8 +71,10 @@ def check_seen(
         base: Their values before the training.
 
     Raises:
-        ConfigError: No step of the training was seen, or none of a parameter that has changed; names it.
+        ConfigError: No step of the training was seen, or none of a parameter that has changed; names it. Or it did
+            not use the optimizer whose state the client keeps.
     """
+    _check_kept(rule)
     if not strategy.needs_local_sgd:
         return
     if not rule.steps:
@@ -85,5 +89,35 @@ def check_seen(
             "aggregation.strategy",
             f"it corrects each step of a training, and {name} changed in none that was seen; train it by an optimizer "
             "of torch, or call context.training.add_terms",
+            public=True,
+        )
+
+
+def kept_optimizer(
+    model: nn.Module, layout: Manifest, found: Mapping[str, NDArray[Any]]
+) -> KeptOptimizer:
+    """
+    The optimizer's state that a client keeps, as a training takes it.
+
+    Args:
+        layout: Of it: ``<name>/<parameter>``.
+        found: The arrays of the last accepted update; empty: the optimizer begins anew.
+    """
+    state, names, parameters = state_of(model), set(), {}
+    for spec in layout.tensors:
+        name, _, owner = spec.name.partition("/")
+        names.add(name)
+        parameter = state.get(owner)
+        if isinstance(parameter, nn.Parameter):
+            parameters[owner] = parameter
+    return KeptOptimizer(names, parameters, found)
+
+
+def _check_kept(rule: LocalRule) -> None:
+    if rule.optimizer is not None and not rule.optimizer.is_used:
+        raise ConfigError(
+            "train.optimizer_state",
+            "keep needs the optimizer of [train], and this task's train() did not use it; train with "
+            "sgd.local_sgd(..., rule=context.rule), or set it to reset",
             public=True,
         )

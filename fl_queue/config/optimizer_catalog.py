@@ -18,6 +18,10 @@ from fl_queue.errors import ConfigError
 NORM = "@norm"
 #: In ``train.no_decay``: parameters whose last name is ``bias``.
 BIAS = "@bias"
+#: Of a kept state: the number of steps of each parameter, as torch names it.
+STEP = "step"
+#: Of a kept state: what a float16 loss is multiplied by, and how many steps that has been so.
+SCALE = "~scale"
 
 
 @dataclass(frozen=True)
@@ -176,3 +180,24 @@ def state_of(optimizer: str, momentum: float, options: Mapping[str, Any]) -> tup
     if options.get("centered"):
         found.append("grad_avg")
     return tuple(found)
+
+
+def kept_state(
+    optimizer: str, momentum: float, given: Mapping[str, Any], precision: str
+) -> tuple[str, ...]:
+    """
+    State of an optimizer that a client keeps with ``optimizer_state = "keep"``: of each parameter, but for ``SCALE``.
+
+    Args:
+        optimizer, momentum, given, precision: The config's ``train.optimizer``, ``momentum``,
+            ``optimizer_options`` and ``precision``.
+
+    Returns:
+        Names; none of an own optimizer, which has no list of them, nor of sgd without momentum.
+    """
+    if is_own(optimizer):
+        return ()
+    names = state_of(optimizer, momentum, options_of(optimizer, given))
+    counted = (STEP,) if OPTIMIZERS[optimizer].counts else ()
+    scaled = (SCALE,) if precision == "float16" else ()
+    return (*names, *counted, *scaled) if names else ()

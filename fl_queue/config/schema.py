@@ -261,6 +261,11 @@ class TrainSection(Section):
         "options of the optimizer, such as { betas = [0.9, 0.95] }; docs/reference/config.md lists them",
         use=NEWER,
     )
+    optimizer_state: Literal["reset", "keep"] = option(
+        "reset",
+        "momentum and the like: begun anew in each round, or kept by each client from its last accepted update",
+        use=NEWER,
+    )
     no_decay: tuple[str, ...] = option(
         (),
         'parameters without weight decay: patterns such as ["head.*"], @norm (normalisation layers), @bias',

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fl_queue.config.optimizer_catalog import OPTIMIZERS, options_of
+from fl_queue.config.optimizer_catalog import OPTIMIZERS, kept_state, options_of
 from fl_queue.config.schema import TrainSection
 from fl_queue.errors import ConfigError
 from fl_queue.strategies.base import Strategy
@@ -29,6 +29,23 @@ def check_training(train: TrainSection, strategy: Strategy) -> None:
             "has no effect without momentum; set train.momentum above 0, or this to false",
         )
     _check_strategy(train, strategy)
+    if train.optimizer_state == "keep":
+        _check_kept(train)
+
+
+def _check_kept(train: TrainSection) -> None:
+    """Refuse to keep what is not there, or not listed."""
+    if train.optimizer not in OPTIMIZERS:
+        raise ConfigError(
+            "train.optimizer_state",
+            f"keep needs an optimizer whose state is known ({', '.join(OPTIMIZERS)}), which that of "
+            f"{train.optimizer} is not; set it to reset",
+        )
+    if not kept_state(train.optimizer, train.momentum, train.optimizer_options, train.precision):
+        raise ConfigError(
+            "train.optimizer_state",
+            "keep has no effect: sgd keeps nothing without momentum; set train.momentum above 0, or this to reset",
+        )
 
 
 def _check_strategy(train: TrainSection, strategy: Strategy) -> None:
@@ -37,6 +54,7 @@ def _check_strategy(train: TrainSection, strategy: Strategy) -> None:
         "optimizer": train.optimizer != "sgd",
         "schedule": train.schedule != "constant",
         "warmup": train.warmup != 0.0,
+        "optimizer_state": train.optimizer_state != "reset",
         "ema": train.ema != 0.0,
     }
     refusals = strategy.training_refusals(train.optimizer if differs["optimizer"] else "adamw")

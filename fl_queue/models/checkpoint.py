@@ -27,10 +27,11 @@ from safetensors.numpy import save_file
 from fl_queue.common import files
 from fl_queue.common.paths import below
 from fl_queue.common.safetensors_head import safetensors_head
+from fl_queue.common.schema import Invalid
 from fl_queue.errors import CheckpointError, MessageError
 from fl_queue.protocol import identifiers, tensor_layout
-from fl_queue.protocol.base_part import BasePart
-from fl_queue.protocol.manifest import Manifest
+from fl_queue.protocol.base_part import BasePart, read_shape
+from fl_queue.protocol.manifest import Kind, Manifest, TensorSpec
 from fl_queue.protocol.tensor_layout import Bytes, Tensor
 
 _SUFFIX = ".safetensors"
@@ -198,6 +199,26 @@ def _layout(head: memoryview) -> object:
     except ValueError:
         return None
     return {name: entries[name] for name in entries if name != "__metadata__"}
+
+
+def stored_layout(path: Path) -> Manifest | None:
+    """The tensors of a file as its head lists them, floats as parameters; None: it is no file of ours."""
+    try:
+        with path.open("rb") as file:
+            nbytes = int.from_bytes(file.read(8), "little")
+            if nbytes > os.fstat(file.fileno()).st_size:
+                return None
+            entries: Any = json.loads(file.read(nbytes))
+        entries.pop("__metadata__", None)
+        kinds: dict[str, Kind] = {"F32": "parameter", "I64": "integer_buffer"}
+        return Manifest(
+            tuple(
+                TensorSpec(name, read_shape(entry["shape"]), kinds[entry["dtype"]])
+                for name, entry in sorted(entries.items())
+            )
+        )
+    except (OSError, ValueError, TypeError, AttributeError, KeyError, Invalid, MessageError):
+        return None
 
 
 def write(

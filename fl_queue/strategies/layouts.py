@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from fl_queue.errors import MessageError
-from fl_queue.protocol.manifest import Manifest, extra_name
+from fl_queue.protocol.manifest import Manifest, TensorSpec, extra_name
 from fl_queue.protocol.records import LOST
 from fl_queue.strategies.base import Strategy
 
 #: Names of what clients keep besides a strategy's own state.
-PERSONAL, PRIVATE, RESIDUAL = "personal", "private", "residual"
+OPTIMIZER, PERSONAL, PRIVATE, RESIDUAL = "optimizer", "personal", "private", "residual"
+#: Of an optimizer's state: a number of each parameter. Names that begin with ``~`` are two numbers of all.
+_COUNT, _OF_ALL = "step", "~"
 
 
 def update_manifest(strategy: Strategy, manifest: Manifest) -> Manifest:
@@ -32,16 +34,20 @@ def state_manifest(manifest: Manifest) -> Manifest:
 
 
 def client_layouts(
-    strategy: Strategy, manifest: Manifest, error_feedback: bool = False
+    strategy: Strategy,
+    manifest: Manifest,
+    error_feedback: bool = False,
+    optimizer: Sequence[str] = (),
 ) -> dict[str, Manifest]:
     """
     Tensors that a client keeps from one accepted round to the next: name -> its tensors.
 
     The strategy's own, ``PERSONAL`` (a whole model, without what is frozen), ``PRIVATE`` (the private
-    tensors) and ``RESIDUAL``.
+    tensors), ``RESIDUAL`` and ``OPTIMIZER``.
 
     Args:
         error_feedback: The config's ``update.error_feedback``.
+        optimizer: State of the optimizer that is kept, by the names of torch.
     """
     layouts = dict.fromkeys(strategy.client_state, state_manifest(manifest))
     if strategy.personal:
@@ -52,7 +58,25 @@ def client_layouts(
         layouts[PRIVATE] = Manifest(tuple(s for s in manifest.tensors if s.name in private))
     if error_feedback:
         layouts[RESIDUAL] = state_manifest(manifest)
+    if optimizer:
+        layouts[OPTIMIZER] = _optimizer_layout(manifest, optimizer)
     return layouts
+
+
+def _optimizer_layout(manifest: Manifest, names: Sequence[str]) -> Manifest:
+    """``<name>/<parameter>`` of each parameter that is trained at a client, private ones among them."""
+    frozen = set(manifest.frozen)
+    trained = [s for s in manifest.tensors if s.kind == "parameter" and s.name not in frozen]
+    specs: list[TensorSpec] = []
+    for name in names:
+        if name.startswith(_OF_ALL):
+            specs.append(TensorSpec(name, (2,), "parameter"))
+            continue
+        specs += [
+            replace(spec, name=f"{name}/{spec.name}", shape=() if name == _COUNT else spec.shape)
+            for spec in trained
+        ]
+    return Manifest(tuple(sorted(specs, key=lambda spec: spec.name)))
 
 
 def check_scalars(strategy: Strategy, scalars: Mapping[str, float]) -> None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fl_queue.strategies.gradient_sum import GradientSum
+from fl_queue.training.kept_optimizer import KeptOptimizer
 
 
 class LocalRule:
@@ -44,6 +45,8 @@ class LocalRule:
         self.is_used = False
         #: Whether a step is under way to whose gradients the terms have been added.
         self.is_in_step = False
+        #: State of the optimizer that the client keeps; None: each training begins anew.
+        self.optimizer: KeptOptimizer | None = None
         self.steps = 0
         self._rooms: dict[torch.Size, Tensor] = {}
         #: Parameters that a step with the terms may have changed.

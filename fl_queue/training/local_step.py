@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from fl_queue.errors import ConfigError
+from fl_queue.training.kept_optimizer import Scaled
 from fl_queue.training.local_rule import LocalRule
 from fl_queue.training.optimizers import Recipe, group_options
 from fl_queue.training.parameter_groups import Groups, by_decay, checked
@@ -39,6 +40,7 @@ class StepSettings:
         no_decay: Patterns of parameters without weight decay.
         ema: Decay of the running mean of the weights; 0: none.
         param_groups: Groups of a model's parameters, in place of those by ``no_decay``.
+        scaled: Scales the loss.
     """
 
     recipe: Recipe
@@ -47,6 +49,7 @@ class StepSettings:
     no_decay: Sequence[str] = ()
     ema: float = 0.0
     param_groups: Callable[[nn.Module], Any] | None = None
+    scaled: Scaled | None = None
 
     def groups(self, model: nn.Module) -> Groups:
         """
@@ -90,6 +93,8 @@ class LocalStep:
         self.parts: Parts | None = None
         if rule is not None and rule.only_sgd:
             self._check_sgd(rule.only_sgd, groups)
+        if rule is not None and rule.optimizer is not None:
+            rule.optimizer.restore(self._optimizer, self.parameters, settings.scaled)
 
     def _check_sgd(self, why: str, groups: Groups) -> None:
         if self._settings.recipe.name != "sgd":
@@ -110,6 +115,13 @@ class LocalStep:
             ConfigError: A step would forget those before it, or its optimizer's parts cannot be followed.
         """
         optimizer = self._optimizer
+        if self._rule is not None and self._rule.optimizer is not None:
+            raise ConfigError(
+                "train.optimizer_state",
+                "this site sends what a fixed number of examples make up at least, which it follows through the steps "
+                "of one round; set it to reset, or have the site lower --min-batch",
+                public=True,
+            )
         if not isinstance(optimizer, PlainSGD) or len(optimizer.groups) > 1:
             raise ConfigError(
                 "train.optimizer",
@@ -153,9 +165,11 @@ class LocalStep:
 
     @torch.no_grad()
     def finish(self) -> None:
-        """Put the running mean of the weights in their place, where there is one."""
+        """Put the running mean of the weights in their place, where there is one; keep the optimizer's state."""
         for parameter, mean in self._mean.items():
             parameter.copy_(mean)
+        if self._rule is not None and self._rule.optimizer is not None:
+            self._rule.optimizer.keep(self._optimizer, self._settings.scaled)
 
 
 def _clipped(norm: Tensor | None, most: float) -> Tensor | float:

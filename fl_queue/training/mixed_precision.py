@@ -76,6 +76,18 @@ class Precision:
         # torch's own stub of backward has no annotation.
         scaled.backward()  # type: ignore[no-untyped-call]
 
+    def scale(self) -> tuple[float, float] | None:
+        """What the loss is multiplied by, and how many steps that has been so; None: it is not scaled."""
+        if self._scaler is None:
+            return None
+        return self._scaler.get_scale(), float(self._scaler.state_dict()["_growth_tracker"])
+
+    def go_on_from(self, scale: tuple[float, float]) -> None:
+        """Scale as an earlier training did at its end. Args: ``scale``: as ``scale`` returned it."""
+        if self._scaler is not None:
+            found = {"scale": scale[0], "_growth_tracker": int(scale[1])}
+            self._scaler.load_state_dict(self._scaler.state_dict() | found)
+
     def step(self, optimizer: Stepper) -> None:
         """Take a step, unless a scaled gradient overflowed."""
         if self._scaler is None:

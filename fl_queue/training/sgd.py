@@ -98,8 +98,14 @@ class SgdOptions:
     ema: float = 0.0
     param_groups: Callable[[nn.Module], Any] | None = None
 
-    def steps(self, count: int) -> StepSettings:
-        """Settings of the optimizer's steps. Args: ``count``: how many there are in the round."""
+    def steps(self, count: int, precision: Precision | None = None) -> StepSettings:
+        """
+        Settings of the optimizer's steps.
+
+        Args:
+            count: How many there are in the round.
+            precision: Of the training; needed where a client keeps the state of its optimizer.
+        """
         recipe = Recipe(
             name=self.optimizer,
             learning_rate=self.learning_rate,
@@ -116,6 +122,7 @@ class SgdOptions:
             no_decay=self.no_decay,
             ema=self.ema,
             param_groups=self.param_groups,
+            scaled=precision,
         )
 
 
@@ -188,11 +195,11 @@ class _Training:
         )
         #: Of each step, the sizes of its batches.
         self._groups = _groups(self._cuts, options.accumulate, self._floor)
-        settings = options.steps(options.epochs * len(self._groups))
+        self._precision = Precision(options.precision, options.device)
+        settings = options.steps(options.epochs * len(self._groups), self._precision)
         self._optimizer = LocalStep(model, settings, rule)
         if self._floor > 1:
             self._optimizer.watch(self._count, options.device)
-        self._precision = Precision(options.precision, options.device)
         if rule is not None:
             rule.is_used = True
             rule.seen.update(self._optimizer.parameters)

@@ -34,6 +34,9 @@ KINDS = {
     "residuals and private tensors": (
         'model.private=["bias"]', "update.codec=topk", "update.fraction=0.1", "update.error_feedback=true",
     ),
+    "means of gradients and private tensors": (
+        "train.optimizer=adam", "train.learning_rate=0.01", "train.optimizer_state=keep", 'model.private=["bias"]',
+    ),
     # Each epoch is one of two models.
     "personal models": ("aggregation.strategy=ditto", "train.epochs=150"),
 }  # fmt: skip

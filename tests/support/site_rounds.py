@@ -13,6 +13,7 @@ import numpy as np
 from fl_queue.client import outbox
 from fl_queue.client.asking import Ask
 from fl_queue.client.site import WorkerSettings
+from fl_queue.config.client_layouts import layouts_of
 from fl_queue.config.run_config import RunConfig
 from fl_queue.protocol import tensor_layout
 from fl_queue.protocol.codecs import codec
@@ -27,7 +28,7 @@ from fl_queue.protocol.trainer_messages import (
     Request,
 )
 from fl_queue.strategies import get_strategy
-from fl_queue.strategies.layouts import client_layouts, state_manifest, update_manifest
+from fl_queue.strategies.layouts import state_manifest, update_manifest
 
 RUN = "run-0123456789ab"
 
@@ -92,7 +93,7 @@ class SiteRounds:
         """Train in a round; its update makes the next version."""
         made = self._response(self.request(Call.train, number))
         assert self.manifest is not None
-        layouts = client_layouts(self._strategy, self.manifest, self.config.update.error_feedback)
+        layouts = layouts_of(self.config, self._strategy, self.manifest)
         self._apply(made)
         if not layouts:
             return made

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from fl_queue import metrics
+from fl_queue.config.client_layouts import layouts_of
 from fl_queue.config.run_config import RunConfig
 from fl_queue.coordinator.aggregator.partial_sum import PartialRoundState
 from fl_queue.coordinator.rounds import lifecycle
@@ -16,7 +17,6 @@ from fl_queue.protocol.manifest import Manifest
 from fl_queue.protocol.records import METRICS, Outcome, Purpose, Receipt, RoundRecord, Verdict
 from fl_queue.store import RoundState
 from fl_queue.strategies.base import Strategy
-from fl_queue.strategies.layouts import client_layouts
 
 #: Clients that a line names.
 _MAX_NAMED = 8
@@ -100,7 +100,7 @@ def updates_with_state(
     """Client -> round of its job and digest of its update, where clients store state with an update."""
     if strategy is None or manifest is None:
         return {}  # The round makes version 0, without training.
-    if not client_layouts(strategy, manifest, config.update.error_feedback):
+    if not layouts_of(config, strategy, manifest):
         return {}
     return job_origins.by_job(current, record.accepted)
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from fl_queue.config.client_layouts import layouts_of
 from fl_queue.config.run_config import RunConfig
 from fl_queue.coordinator.rounds import statement_signing
 from fl_queue.errors import UnknownVersion
@@ -23,7 +24,6 @@ from fl_queue.protocol.manifest import Manifest
 from fl_queue.protocol.records import Outcome, Purpose, RoundRecord
 from fl_queue.store import RunState, Store
 from fl_queue.store.transactions.branches import Branch
-from fl_queue.strategies.layouts import client_layouts
 
 
 def branch(store: Store, state: RunState, config: RunConfig, version: int, reason: str) -> Branch:
@@ -110,8 +110,7 @@ def _keeps_anything(config: RunConfig, manifest: Manifest | None) -> bool:
     """Whether clients keep anything with an accepted update: of the strategy, or tensors of their own."""
     if manifest is None or ":" in config.aggregation.strategy:
         return True
-    strategy, feedback = config.plain_strategy(), config.update.error_feedback
-    return bool(client_layouts(strategy, manifest, feedback))
+    return bool(layouts_of(config, config.plain_strategy(), manifest))
 
 
 def _entry(old: Mapping[str, Any], version: int, round_: int, with_state: bool) -> dict[str, Any]:

@@ -36,6 +36,7 @@ _OF_TRAINER = {
     "schedule": _BY_ARGUMENT.format("lr_scheduler_type"),
     "warmup": _BY_ARGUMENT.format("warmup_steps"),
     "no_decay": "its trainer leaves out biases and norms by itself",
+    "optimizer_state": "its trainer makes a new one in each round",
     "ema": "its trainer has none",
 }
 #: numpy takes seeds of 32 bits.

@@ -41,6 +41,8 @@ SCAFFOLD = (
 )
 #: What clients keep besides: the bias, and what top-k left out of the weights.
 PERSONAL = ('model.private=["bias"]', "update.codec=topk", "update.fraction=0.1", "update.error_feedback=true")  # fmt: skip
+#: Clients keep the momentum of their parameters.
+MOMENTUM = ("train.momentum=0.9", "train.optimizer_state=keep")
 
 
 def environment(folder: Path) -> dict[str, str]:
@@ -132,10 +134,41 @@ def test_killed_clients_and_aggregators_change_no_bit_of_what_clients_keep(
     assert populations == [0, *[CLIENTS] * (len(populations) - 1)]
 
 
+def test_kills_in_training_and_at_acceptance_change_no_bit_of_a_kept_momentum(
+    federation: Federation,
+) -> None:
+    """Versions 2 and 3 follow from what was kept in the rounds before them; all kills are in round 1."""
+    settings = (*COHORT, *MOMENTUM, "run.rounds=3", "round.quorum=2")
+    run = federation.begin("momentum", *settings)
+    federation.finish(run)
+    calm = what_was_made(federation.committed(run))
+    notes = federation.store.control.receipts.of_round(run, 3).values()
+    assert [note.environment["client_state"] for note in notes] == ["of round 2"] * CLIENTS
+    federation.free(run)
+    fired = [
+        federation.arm("client.trained", "kill", "site-1_"),
+        # Its update is in the outbox, and its state is on the disk.
+        federation.arm("outbox.written", "kill", "site-2_"),
+        # The updates are accepted in a round that is not committed.
+        federation.arm("round.decided", "kill", "aggregator-"),
+    ]
+
+    killed = federation.begin("momentum", *settings)
+
+    federation.finish(killed)
+    assert [path.exists() for path in fired] == [True, True, True]
+    assert what_was_made(federation.committed(killed)) == calm
+    assert len(calm) == 3
+    federation.free(killed)
+
+
 @pytest.mark.parametrize(
     ("settings", "start"),
     [
-        ((*COHORT, *PERSONAL), "zero and the private tensors of version 0"),
+        (
+            (*COHORT, *PERSONAL, *MOMENTUM),
+            "zero and the private tensors of version 0 and a new optimizer",
+        ),
         pytest.param((*COHORT, "aggregation.strategy=ditto"), "the round's model", marks=pytest.mark.slow),  # As above.
     ],
 )  # fmt: skip

@@ -69,6 +69,34 @@ def test_a_state_that_is_lost_or_damaged_is_reported_as_missing(tmp_path: Path) 
         assert f"missing, that of round {accepted.round}: starts from zero" in kept.note
 
 
+@pytest.mark.parametrize("has_one", [True, False])
+def test_another_optimizer_begins_anew_beside_the_rest_of_the_state(
+    tmp_path: Path, has_one: bool
+) -> None:
+    """Its tensors are other ones, and private tensors are as good as before."""
+    private = Manifest((TensorSpec("mean", (2,), "float_buffer"),))
+    adam = Manifest((TensorSpec("exp_avg/w", (2,), "parameter"),))
+    sgd = Manifest((TensorSpec("momentum_buffer/w", (2,), "parameter"),))
+    before = client_state.layout({"private": private, **({"optimizer": adam} if has_one else {})})
+    pieces = [np.full(spec.shape, 3.0, np.float32) for spec in before.tensors]
+    folder, update = ClientStateFolder(tmp_path, "run-1", "a"), AcceptedUpdate(1, ONE)
+    folder.write(update, before, pieces)
+
+    now = client_state.layout({"private": private, "optimizer": sgd})
+    kept = folder.load(2, update, now)
+    without = folder.load(2, update, client_state.layout({"private": private}))
+    other = folder.load(2, update, client_state.layout({"personal": private, "optimizer": adam}))
+
+    assert set(kept.state) == set(without.state) == {"private"}
+    assert kept.state["private"]["mean"].tolist() == [3.0, 3.0]
+    assert kept.note == "of round 1, but for that of the optimizer, which is another one"
+    assert (kept.is_missing, without.note) == (False, "of round 1")
+    assert other.is_missing
+    same = folder.load(2, update, before)
+    assert set(same.state) == {"private", *({"optimizer"} if has_one else ())}
+    assert same.note == "of round 1"
+
+
 def test_only_its_owner_can_read_it(tmp_path: Path) -> None:
     old = os.umask(0)
     try:

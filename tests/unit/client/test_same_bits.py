@@ -34,6 +34,7 @@ NAIVE: dict[str, dict[str, Any]] = {
     "class": {"run": {"task": "kept_own:Own"}},
     "round": {"run": {"task": "kept_own:Own"}, "task": {"reads_round": True}},
     "scaffold": CSV | {"aggregation": {"strategy": "scaffold", "weighting": "uniform"}},
+    "optimizer": CSV | {"train": {"optimizer": "adam", "optimizer_state": "keep"}},
     "ditto": {"run": {"task": "kept_own:made"}, "aggregation": {"strategy": "ditto"}},
     "finetuned": CSV | {"train": {"finetune_epochs": 1}},
 }

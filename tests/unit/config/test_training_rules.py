@@ -16,6 +16,7 @@ OTHER: dict[str, dict[str, Any]] = {
     "optimizer": {"optimizer": "adamw"},
     "schedule": {"schedule": "cosine"},
     "warmup": {"warmup": 0.1},
+    "optimizer_state": {"optimizer_state": "keep", "momentum": 0.9},
     "ema": {"ema": 0.9},
 }
 #: Strategy -> the fields of ``[train]`` that it takes.
@@ -90,6 +91,17 @@ def test_without_fairness_qfedavg_takes_any_optimizer() -> None:
             "train.optimizer_options.nesterov",
             "has no effect without momentum",
         ),
+        (
+            {"optimizer_state": "keep"},
+            "train.optimizer_state",
+            "sgd keeps nothing without momentum",
+        ),
+        (
+            {"optimizer_state": "keep", "optimizer": "mine:Own"},
+            "train.optimizer_state",
+            "sgd, adam, adamw, adagrad, rmsprop, lion",
+        ),
+        ({"optimizer_state": "kept"}, "train.optimizer_state", "reset, keep"),
         ({"no_decay": ["@norms"]}, "train.no_decay", "@norm"),
         ({"schedule": "step"}, "train.schedule", "constant, linear, cosine"),
         ({"warmup": 1.5}, "train.warmup", "at most 1"),
