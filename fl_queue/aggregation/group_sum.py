@@ -29,6 +29,8 @@ _SHARED = (
     "client", "token", "num_examples", "scalars", "metrics", "train_metrics", "environment", "train_s",
     "body_bytes", "body_digest",
 )  # fmt: skip
+#: Metrics that cannot be used, as a receipt names them.
+_NAMED = 3
 
 
 class GroupSections(RoundSections, Protocol):
@@ -68,6 +70,7 @@ class GroupSum:
         if header.kind == "failure":
             status, reason = Verdict.failed, header.reason
         else:
+            header, reason = with_sound_metrics(header)
             try:
                 added = self._merge.take(header, body)
             except MessageError as exc:
@@ -99,6 +102,20 @@ class GroupSum:
             body_digest=tensor_layout.body_digest(body),
         )
         return whole, memoryview(body)
+
+
+def with_sound_metrics(header: Header) -> tuple[Header, str]:
+    """A header without the sums of metrics that cannot be used, and which these are, in words."""
+    lines: dict[str, None] = {}
+    found = {}
+    for name in ("metrics", "train_metrics"):
+        found[name], bad = metrics.sound(getattr(header, name))
+        lines |= dict.fromkeys(bad.values())
+    if not lines:
+        return header, ""
+    more = f" and {len(lines) - _NAMED} more" if len(lines) > _NAMED else ""
+    reason = f"left out: {'; '.join([*lines][:_NAMED])}{more}"
+    return replace(header, metrics=found["metrics"], train_metrics=found["train_metrics"]), reason
 
 
 def headers(header: Header) -> Iterator[tuple[Header, Verdict, str]]:

@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from fl_queue import metrics
 from fl_queue.aggregation import clipping, rebase
 from fl_queue.aggregation.exact_sum import ExactSum
 from fl_queue.aggregation.scales import Scale
@@ -179,8 +178,6 @@ class UpdateMerger:
             MessageError: It would not be accepted; nothing was added.
             CheckpointError: As ``add``.
         """
-        metrics.check(header.metrics)
-        metrics.check(header.train_metrics)
         self.check(header)
         return self.add(header, body)
 

@@ -99,7 +99,10 @@ def wide_console() -> Console:
 
 def _table(rows: list[comparison.ComparedRun], metric: str) -> Table:
     fields = list(rows[0].settings)
-    columns = ("State", "Version", metric, "Best", "At", "Abandoned", "Seconds", *fields)
+    # Of the clients' validation: it is not of the same rows in each run.
+    by_clients = any(row.clients is not None for row in rows)
+    of = ("Clients", "Examples") if by_clients else ()
+    columns = ("State", "Version", metric, *of, "Best", "At", "Abandoned", "Seconds", *fields)
     drawn = rich_console.table()
     drawn.add_column("Run", no_wrap=True)
     for column in columns:
@@ -110,6 +113,7 @@ def _table(rows: list[comparison.ComparedRun], metric: str) -> Table:
             row.state,
             _cell(row.version),
             _cell(row.value),
+            *((_cell(row.clients), _cell(row.examples)) if by_clients else ()),
             _cell(row.best),
             _cell(row.best_version),
             str(row.abandoned),

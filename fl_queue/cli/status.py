@@ -48,7 +48,9 @@ def status(deployment: Deployment, run: str | None, as_json: bool) -> None:
 
 def _details(entry: RunStatus) -> list[str]:
     """Lines that follow the state of one run."""
-    lines = [*entry.waiting_for, *entry.floods, *entry.notices, f"config {entry.config_digest}"]
+    lines = [*entry.waiting_for, *entry.floods, *entry.notices]
+    lines += [entry.validation_line] if entry.validation_line else []
+    lines.append(f"config {entry.config_digest}")
     if entry.tags:
         lines.append(f"tags {', '.join(f'{name} = {at}' for name, at in entry.tags.items())}")
     return lines if entry.initial is None else [*lines, str(entry.initial)]

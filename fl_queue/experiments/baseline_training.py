@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from torch import nn
 
@@ -145,26 +145,36 @@ class _BaselineTrainer:
         return seeding.select_cohort(self.config.run.seed, 0, list(self.clients), count)
 
     def data(self, client: str) -> ClientData:
-        """Load a client's data, as in a run. Raises DataError."""
+        """Load a client's data, as in a run; the training part may be empty. Raises DataError."""
         folder = self.clients[client]
         task = self._load(folder) if folder else self.task
         context = self.context(client, 1)
         with context.compute.reproducible(context.seed_for("data")):
-            return calls.training_data(task, replace(context, data_dir=folder or context.data_dir))
+            return calls.given_data(task, replace(context, data_dir=folder or context.data_dir))
 
     def models(self, chosen: Sequence[str], on_round: OnRound) -> list[BaselineModel]:
         """Train a model for each client, or one on their data together."""
+        # As in a run, a client without training samples keeps none of the others from training.
         if self.kind == LOCAL:
-            return [
-                self.model(index, len(chosen), client, self.data(client), on_round)
+            alone = (
+                self.model(index, len(chosen), client, data, on_round)
                 for index, client in enumerate(chosen)
-            ]
+                if sgd.size_of((data := self.data(client)).train)
+            )
+            return list(alone) or self._without_samples()
         every = [self.data(client) for client in chosen]
+        trained = [data.train for data in every if sgd.size_of(data.train)]
         whole = ClientData(
-            sgd.joined([data.train for data in every]),
+            sgd.joined(trained or self._without_samples()),
             sgd.joined([data.validation for data in every]),
         )
         return [self.model(0, 1, CENTRALISED, whole, on_round)]
+
+    def _without_samples(self) -> NoReturn:
+        raise DataError(
+            self.config.data.dir or "training data",
+            "no client has training samples; check data.dir and data.partition",
+        )
 
     def context(self, client: str, round_number: int) -> ClientContext:
         """Make the context of a client in one round."""

@@ -60,6 +60,7 @@ from fl_queue.metrics.sums import (
     merge,
     merge_clients,
     only_beside,
+    sound,
     told_by,
 )
 
@@ -105,6 +106,7 @@ __all__ = [
     "names_in",
     "only_beside",
     "parse_record",
+    "sound",
     "stop_holds",
     "told_by",
 ]

@@ -97,23 +97,59 @@ def check(sums: Any) -> None:
     if len(sums) > MAX_KEYS:
         raise MessageError(f"metrics: {len(sums)} keys; at most {MAX_KEYS} are allowed")
     for key, value in sums.items():
-        if not isinstance(key, str) or len(key) > MAX_KEY_LENGTH:
-            raise MessageError(f"metrics: a key is not text of at most {MAX_KEY_LENGTH} characters")
-        kind = _kind(key)
-        if kind == "num_examples":
-            _check(key, _is_count(value), "a count")
-        elif kind == "confusion":
-            _check(key, _is_confusion(value), f"a square table of counts, {MAX_CLASSES} at most")
-        elif kind in ("score_histograms", "logit_histograms"):
-            _check(key, _is_histograms(value), f"two lists of {SCORE_BINS} counts")
-        elif parts := forms.parts_of(kind):
-            wanted = forms.problem(parts[1], value, is_sum)
-            _check(key, not wanted, wanted)
+        _check_item(key, value)
+
+
+def sound(sums: Any) -> tuple[dict[str, Any], dict[str, str]]:
+    """
+    Split sums that came from outside in those that ``check`` accepts and those that it does not.
+
+    A bad number of examples takes all sums with it that are of these examples, and a bad number of items the
+    loss over them: they would be divided by something else.
+
+    Returns:
+        The good sums, and key -> why each other one is not used, sorted; the key is empty where it is all of them.
+    """
+    if not isinstance(sums, Mapping) or len(sums) > MAX_KEYS:
+        try:
+            check(sums)
+        except MessageError as exc:
+            return {}, {"": exc.reason}
+    kept, bad = dict[str, Any](), dict[str, str]()
+    for key, value in sums.items():
+        try:
+            _check_item(key, value)
+        except MessageError as exc:
+            bad[printable(str(key)[:MAX_KEY_LENGTH])] = exc.reason
         else:
-            _check(key, key.endswith("_sum"), "a known key, nor does it end in _sum")
-            named = identifiers.is_metric(kind.removesuffix("_sum"))
-            _check(key, named, "a name: a letter, then letters, digits, _, . and -, at most 64")
-            _check(key, is_sum(value), "a finite number")
+            kept[key] = value
+    for prefix in ("", *(f"{part}_" for part in BESIDE)):
+        if f"{prefix}num_examples" in bad:
+            kept = {key: kept[key] for key in kept if key.removesuffix(_kind(key)) != prefix}
+        if prefix + LOSS_ITEMS in bad:
+            kept.pop(f"{prefix}loss_sum", None)
+    return kept, dict(sorted(bad.items()))
+
+
+def _check_item(key: Any, value: Any) -> None:
+    """Raise MessageError unless a key of sums and its value are such."""
+    if not isinstance(key, str) or len(key) > MAX_KEY_LENGTH:
+        raise MessageError(f"metrics: a key is not text of at most {MAX_KEY_LENGTH} characters")
+    kind = _kind(key)
+    if kind == "num_examples":
+        _check(key, _is_count(value), "a count")
+    elif kind == "confusion":
+        _check(key, _is_confusion(value), f"a square table of counts, {MAX_CLASSES} at most")
+    elif kind in ("score_histograms", "logit_histograms"):
+        _check(key, _is_histograms(value), f"two lists of {SCORE_BINS} counts")
+    elif parts := forms.parts_of(kind):
+        wanted = forms.problem(parts[1], value, is_sum)
+        _check(key, not wanted, wanted)
+    else:
+        _check(key, key.endswith("_sum"), "a known key, nor does it end in _sum")
+        named = identifiers.is_metric(kind.removesuffix("_sum"))
+        _check(key, named, "a name: a letter, then letters, digits, _, . and -, at most 64")
+        _check(key, is_sum(value), "a finite number")
 
 
 def is_sum(value: Any) -> bool:

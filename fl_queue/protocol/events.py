@@ -318,13 +318,18 @@ class ClientsJoined(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class UpdateReceived(Event):
-    """A valid update arrived. ``clients``: that of so many, from a pool worker."""
+    """
+    A valid update arrived.
+
+    ``clients``: that of so many, from a pool worker. ``reason``: its metrics that are left out.
+    """
 
     kind = "update_received"
     round: Count
     client: str
     staleness: Count = 0
     clients: Count = 0
+    reason: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

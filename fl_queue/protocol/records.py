@@ -113,7 +113,7 @@ class Receipt:
 
     Args:
         status: The verdict.
-        reason: Why, for every verdict but ``received`` and ``accepted``.
+        reason: Why, for every verdict but ``received`` and ``accepted``; of these which metrics are left out.
         token: The update's own random token (the same when it is pushed again).
         digest: BLAKE3 of its body, hexadecimal.
         num_examples: Examples used this round.

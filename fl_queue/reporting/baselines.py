@@ -120,6 +120,7 @@ class Baseline(BaselineSetting):
             most=max(values.values()),
             worst=worst,
             count=len(values),
+            models=len(self.models),
         )
 
     def _is_less_better(self, metric: str) -> bool:
@@ -146,7 +147,8 @@ class Spread:
         mean, deviation: Plain mean and sample standard deviation; None: of one model.
         least, most: Its range.
         worst: Client of the worst value.
-        count: Models.
+        count: Models that have it.
+        models: All models.
     """
 
     mean: float
@@ -155,13 +157,15 @@ class Spread:
     most: float
     worst: str
     count: int
+    models: int = 0
 
     def words(self) -> str:
         """``0.8123 ± 0.0210 over 10 clients, 0.7710 to 0.8450, worst sim-03``."""
+        of = f" of {self.models}" if self.models > self.count else ""
         if self.deviation is None:
-            return f"{self.mean:.4f}"
+            return f"{self.mean:.4f}{f' of {self.count}{of} clients' if of else ''}"
         return (
-            f"{self.mean:.4f} ± {self.deviation:.4f} over {self.count} clients, "
+            f"{self.mean:.4f} ± {self.deviation:.4f} over {self.count}{of} clients, "
             f"{self.least:.4f} to {self.most:.4f}, worst {self.worst}"
         )
 

@@ -18,6 +18,7 @@ from fl_queue.coordinator.rounds import runs
 from fl_queue.errors import ConfigError
 from fl_queue.models import selection
 from fl_queue.protocol.records import Outcome
+from fl_queue.reporting import rounds_table
 from fl_queue.reporting.baselines import Baseline
 from fl_queue.store import RunState, Store
 
@@ -40,6 +41,8 @@ class ComparedRun:
         abandoned: Rounds that made no version.
         seconds: Counted length of its rounds.
         settings: The config fields in which the compared runs differ.
+        clients, examples: How many clients, and how many of their examples, ``value`` is of; None unless it is
+            from the clients' validation.
         spread: Of clients alone: how far their values are from the mean, which ``value`` is, in words.
     """
 
@@ -54,6 +57,8 @@ class ComparedRun:
     seconds: float
     settings: dict[str, Any]
     spread: str = ""
+    clients: int | None = None
+    examples: int | None = None
 
 
 @dataclass(frozen=True)
@@ -164,6 +169,9 @@ def _compared(store: Store, state: RunState, metric: str, settings: dict[str, An
     known = {version: found for version, found in validated.items() if version in judged}
     best = selection.best_by(select, known, judged)
     rounds = store.control.history.records(state.run_id)
+    of: tuple[int | None, int | None] = (None, None)
+    if judged and metric not in selection.test_metrics(store, state.run_id).get(max(judged), {}):
+        of = rounds_table.validation_coverage(rounds).get(max(judged), {}).get(metric, of)
     return ComparedRun(
         name=state.name,
         run_id=state.run_id,
@@ -175,6 +183,8 @@ def _compared(store: Store, state: RunState, metric: str, settings: dict[str, An
         abandoned=sum(record.outcome == Outcome.abandoned for record in rounds),
         seconds=sum(record.elapsed_s for record in rounds),
         settings=settings,
+        clients=of[0],
+        examples=of[1],
     )
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from fl_queue.coordinator.rounds import eligibility, runs
 from fl_queue.protocol.records import Purpose
 from fl_queue.reporting import purposes
+from fl_queue.reporting.metric_lines import describe_metrics as describe_metrics
 
 Event = Mapping[str, Any]
 #: Composes what an event lacks and the state of the run has, such as the number of updates.
@@ -24,13 +25,6 @@ def describe(event: Event, details: Details = lambda: "") -> str:
     except (AttributeError, KeyError, TypeError, ValueError):
         # A malformed event in Redis must not end a page or a command.
         return f"{event['event'].replace('_', ' ')} (an event that cannot be read)"
-
-
-def describe_metrics(finished: Mapping[str, float]) -> str:
-    """Describe finished metrics: ``accuracy 0.9312, loss 0.2210``."""
-    first = [name for name in ("accuracy", "loss") if name in finished]
-    rest = sorted(set(finished) - set(first))
-    return ", ".join(f"{name} {finished[name]:.4f}" for name in (*first, *rest)) or "no metrics"
 
 
 def _reason(event: Event) -> str:
@@ -53,7 +47,11 @@ def _clients_joined(event: Event, details: Details) -> str:
 
 
 def _update_received(event: Event, details: Details) -> str:
-    return f"round {event.get('round')}: update of {event['client']} is in{details()}"
+    return f"round {event.get('round')}: update of {event['client']} is in{details()}{_left_out(event)}"
+
+
+def _left_out(event: Event) -> str:
+    return f"; {event['reason']}" if event.get("reason") else ""
 
 
 def _update_rejected(event: Event, details: Details) -> str:

@@ -234,8 +234,10 @@ class _EventFollower:
             return f": {event_lines.describe_metrics(selection.test_metrics(self.store, self.run).get(event['version'], {}))}"
         for record in control.history.records(self.run, last=ROUNDS_SHOWN):
             if record.round == event["round"] and record.validation:
-                finished = metrics.finish(record.validation)
-                return f"; clients' validation of version {record.base_version}: {event_lines.describe_metrics(finished)}"
+                found = rounds_table.with_coverage(
+                    metrics.finish(record.validation), metrics.told_by(record.validation)
+                )
+                return f"; clients' validation of version {record.base_version}: {found or 'no metrics'}"
         return ""
 
     def _print(self, line: str) -> None:

@@ -19,8 +19,11 @@ from fl_queue import metrics
 from fl_queue.common import escaping
 from fl_queue.errors import DataError
 from fl_queue.protocol.records import Outcome, Purpose, RoundRecord
-from fl_queue.reporting import plotting, rich_console
+from fl_queue.reporting import metric_panels, plotting, rich_console
 from fl_queue.reporting.baselines import Baseline
+from fl_queue.reporting.metric_lines import by_coverage
+from fl_queue.reporting.metric_lines import coverage_in_words as coverage_in_words
+from fl_queue.reporting.metric_lines import with_coverage as with_coverage
 from fl_queue.reporting.rich_console import Table, Text
 
 if TYPE_CHECKING:
@@ -37,6 +40,7 @@ _FRUITLESS = (Outcome.abandoned, Outcome.cancelled)
 _COLUMNS = ("Round", "Accepted", "Late", "Rejected", "Version", "Loss", "Accuracy", "Seconds")
 _PLOTTED = ("accuracy", "loss")
 _LOGGED_PLOTTED = 6
+_IN_TABLE = ("loss", "accuracy", "personal_accuracy", "finetuned_accuracy")
 #: Other models that clients validate -> column in the table, name and colour in a plot.
 _BESIDE = {
     "personal": ("Personal", "personal models", "C2"),
@@ -68,6 +72,9 @@ class RoundRow:
             clients: what the task logged (``context.log``).
         clients, examples: How many clients, and how many of their examples, accuracy (else loss) is
             of; None unless it is from the clients' validation.
+        coverage: Metric of the clients' validation of that version -> how many clients, and how many of their
+            examples, it is of.
+        train_coverage: The same of the training that made it, the loss among it.
     """
 
     round: int
@@ -88,6 +95,8 @@ class RoundRow:
     training: Mapping[str, float] = field(default_factory=dict)
     clients: int | None = None
     examples: int | None = None
+    coverage: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    train_coverage: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
 
 class RunHistory(NamedTuple):
@@ -153,17 +162,6 @@ def validation_coverage(
     return {version: metrics.told_by(record.validation) for version, record in judges(records)}
 
 
-def coverage_in_words(coverage: Mapping[str, tuple[int, int]]) -> str:
-    """Coverage as text: ``accuracy, f1: 8 clients, 40 examples; loss: 7 clients, 35 examples``."""
-    groups: dict[tuple[int, int], list[str]] = {}
-    for name, of in coverage.items():
-        groups.setdefault(of, []).append(name)
-    return "; ".join(
-        f"{', '.join(names)}: {clients} client{'s' * (clients != 1)}, {examples} examples"
-        for (clients, examples), names in groups.items()
-    )
-
-
 def training(records: Sequence[RoundRecord]) -> dict[int, dict[str, float]]:
     """Version -> training metrics of the round that made it, without the loss; only versions with any."""
     found = {record.version: _training(record) for record in records if record.version is not None}
@@ -191,6 +189,14 @@ def client_validation(records: Sequence[RoundRecord]) -> dict[str, dict[int, dic
         for client, finished in record.client_validation.items():
             found.setdefault(client, {})[version] = finished
     return dict(sorted(found.items()))
+
+
+def judged_by(row: RoundRow) -> str:
+    """What loss and accuracy of a row are of, in words; empty while they are unknown."""
+    if row.source != "validation":
+        return row.source
+    groups = by_coverage({name: of for name, of in _shown(row).items() if name in _PLOTTED})
+    return next(iter(groups)) if len(groups) == 1 else coverage_in_words(_shown(row))
 
 
 def table(rows: Sequence[RoundRow]) -> Table:
@@ -229,7 +235,11 @@ def to_json(rows: Sequence[RoundRow]) -> list[dict[str, Any]]:
 
 
 def to_csv(rows: Sequence[RoundRow]) -> str:
-    """The rows as CSV with a header line; training metrics are ``train_<name>``, unknown values empty cells."""
+    """
+    The rows as CSV with a header line.
+
+    Training metrics are ``train_<name>``, unknown values empty cells, coverages in words.
+    """
     text = io.StringIO()
     known = [column.name for column in fields(RoundRow) if column.name != "training"]
     columns = [*known, *(f"train_{name}" for name in _logged(rows))]
@@ -237,6 +247,7 @@ def to_csv(rows: Sequence[RoundRow]) -> str:
     writer.writerow([escaping.csv_cell(column) for column in columns])
     for row in to_json(rows):
         cells = row | {f"train_{name}": value for name, value in row["training"].items()}
+        cells |= {name: coverage_in_words(row[name]) for name in ("coverage", "train_coverage")}
         writer.writerow([escaping.csv_cell(cells.get(column, "")) for column in columns])
     return text.getvalue()
 
@@ -280,11 +291,11 @@ def plot(
     panels = figure.subplots(count, 1, sharex=True, squeeze=False)[:, 0]
     for axes, name in zip(panels, names, strict=False):
         _draw(axes, name, evaluations, validated, records)
-        _draw_beside(axes, name, baselines, held_out=not evaluations)
-        _finish_panel(axes, name)
+        metric_panels.draw_beside(axes, name, baselines, held_out=not evaluations)
+        metric_panels.finish_panel(axes, name)
     for axes, name in zip(panels[len(names) :], logged, strict=True):
-        _draw_curves(axes, [("training", trained, name, "C4")])
-        _finish_panel(axes, name)
+        metric_panels.draw_curves(axes, [("training", trained, name, "C4")])
+        metric_panels.finish_panel(axes, name)
     panels[-1].set_xlabel("Model version (0: the initial model)")
     plotting.save(figure, path)
 
@@ -307,15 +318,17 @@ def _row(
 ) -> RoundRow:
     source: Source = ""
     of: tuple[int | None, int | None] = (None, None)
+    by: Mapping[str, tuple[int, int]] = {}
+    trained = metrics.told_by(record.train) if record.version is not None else {}
     finished: Mapping[str, float] = {}
     own: Mapping[str, float] = {}
     if record.version is not None:
         own = validated.get(record.version, {})
+        by = coverage.get(record.version, {})
         if evaluations.get(record.version):
             source, finished = "test", evaluations[record.version]
         elif record.version in validated:
             source, finished = "validation", validated[record.version]
-            by = coverage[record.version]
             of = by.get("accuracy", by.get("loss", of))
     return RoundRow(
         round=record.round,
@@ -336,6 +349,8 @@ def _row(
         training=_training(record),
         clients=of[0],
         examples=of[1],
+        coverage={name: [*found] for name, found in by.items()},
+        train_coverage={name: [*found] for name, found in trained.items()},
     )
 
 
@@ -349,13 +364,20 @@ def _caption(rows: Sequence[RoundRow]) -> Text | None:
     if beside or any(row.source == "validation" for row in rows):
         of_version = "; the central test has no result for this version" if not beside else ""
         newest = next((row for row in reversed(rows) if row.clients is not None), None)
-        of_whom = (
-            f", for version {newest.version} of {newest.clients} clients with {newest.examples} examples"
-            if newest
-            else ""
-        )
+        of_whom = _of_whom(newest) if newest else ""
         lines.append(f"* the clients' validation{of_whom}{of_version}")
     return rich_console.lines(lines) if lines else None
+
+
+def _of_whom(row: RoundRow) -> str:
+    """What the clients' validation of a row is of, in words."""
+    if len(by_coverage(_shown(row))) > 1:
+        return f", for version {row.version} {coverage_in_words(_shown(row))}"
+    return f", for version {row.version} of {row.clients} clients with {row.examples} examples"
+
+
+def _shown(row: RoundRow) -> dict[str, Sequence[int]]:
+    return {name: of for name, of in row.coverage.items() if name in _IN_TABLE}
 
 
 def _logged(rows: Sequence[RoundRow]) -> list[str]:
@@ -394,7 +416,7 @@ def _draw(
             for part, (_, label, colour) in _BESIDE.items()
         ),
     ]
-    _draw_curves(axes, curves)
+    metric_panels.draw_curves(axes, curves)
     for metric, colour, of in (
         (name, "C1", ""),
         *((f"{part}_{name}", tint, f", {label}") for part, (_, label, tint) in _BESIDE.items()),
@@ -408,39 +430,3 @@ def _draw(
                 at, least, most, color=colour, alpha=0.2, linewidth=0,
                 label=f"range over the clients{of}",
             )  # fmt: skip
-
-
-def _draw_curves(axes: Axes, curves: Sequence[tuple[str, Curve, str, str]]) -> None:
-    for label, curve, metric, colour in curves:
-        points = sorted((at, found[metric]) for at, found in curve.items() if metric in found)
-        if points:
-            axes.plot(
-                *zip(*points, strict=True),
-                label=escaping.plotted(label),
-                color=colour,
-                marker="o",
-                ms=3.5,
-            )
-
-
-def _draw_beside(axes: Axes, name: str, baselines: Sequence[Baseline], held_out: bool) -> None:
-    """A curve where a baseline has one, else the mean of its models and their range."""
-    for number, baseline in enumerate(baselines, 4):
-        label, colour = escaping.plotted(f"{baseline.kind} {baseline.name}"), f"C{number}"
-        spread = baseline.summary(name, held_out)
-        if spread is None:
-            continue
-        if not held_out and (curve := baseline.curve(name)):
-            axes.plot(*zip(*curve, strict=True), label=label, color=colour, ls="--", marker=".")
-            continue
-        axes.axhline(spread.mean, label=label, color=colour, ls="--")
-        axes.axhspan(spread.least, spread.most, color=colour, alpha=0.1, linewidth=0)
-
-
-def _finish_panel(axes: Axes, name: str) -> None:
-    shown_name = escaping.plotted(name.capitalize())
-    axes.set_title(f"{shown_name} by model version")
-    axes.set_ylabel(shown_name)
-    plotting.whole_numbers(axes.xaxis)
-    axes.grid(alpha=0.3)
-    axes.legend(loc="best")

@@ -21,6 +21,23 @@ from fl_queue.reporting.diagnosis import DiagnosisContext
 from fl_queue.store import AWAITED, PAUSED, RunState, Store, data_wait, keyspace
 
 _BETWEEN = "is training: between rounds"
+#: Records in which the newest validation is searched: abandoned rounds have none.
+_LOOKED_AT = 3
+
+
+@dataclass(frozen=True)
+class ValidatedMetric:
+    """
+    A metric of the clients' validation.
+
+    Args:
+        value: The number.
+        clients, examples: How many clients, and how many of their examples, it is of; 0: not recorded.
+    """
+
+    value: float
+    clients: int
+    examples: int
 
 
 @dataclass(frozen=True)
@@ -46,6 +63,8 @@ class RunStatus:
         notices: Whose weights the newest round has capped, and who had lost its state, a line each.
         initial: The file it began with, and the tensors that were loaded; None: it began from its seed.
         tags: Tag -> the version that it names.
+        validated: The newest version with metrics of the clients' validation; None: there is none yet.
+        validation: Metric of it -> its value, and how many clients and examples it is of.
     """
 
     name: str
@@ -65,6 +84,23 @@ class RunStatus:
     notices: list[str] = field(default_factory=list)
     initial: Beginning | None = None
     tags: dict[str, int] = field(default_factory=dict)
+    validated: int | None = None
+    validation: dict[str, ValidatedMetric] = field(default_factory=dict)
+
+    @property
+    def validation_line(self) -> str:
+        """The clients' validation in words; empty: there is none yet."""
+        if self.validated is None:
+            return ""
+        found = rounds_table.with_coverage(
+            {name: one.value for name, one in self.validation.items()},
+            {
+                name: (one.clients, one.examples)
+                for name, one in self.validation.items()
+                if one.clients
+            },
+        )
+        return f"clients' validation of version {self.validated}: {found}"
 
 
 @dataclass(frozen=True)
@@ -104,6 +140,7 @@ def run_status(store: Store, state: RunState, around: DiagnosisContext | None = 
     if state.active and not around.has_aggregator and doing.startswith(_BETWEEN):
         # The reason is as old as the last look of an aggregator; it follows, with its age.
         doing = f"{_BETWEEN}: {around.undecided}"
+    validated, validation = _validation(store, state)
     return RunStatus(
         name=state.name,
         run_id=state.run_id,
@@ -122,7 +159,25 @@ def run_status(store: Store, state: RunState, around: DiagnosisContext | None = 
         notices=diagnosis.notices(store, state),
         initial=initial.of_run(store, state),
         tags=dict(sorted(state.tags.items())),
+        validated=validated,
+        validation=validation,
     )
+
+
+def _validation(store: Store, state: RunState) -> tuple[int | None, dict[str, ValidatedMetric]]:
+    """The newest version that clients have validated, and its metrics."""
+    records = store.control.history.records(state.run_id, _LOOKED_AT)
+    coverage, validated = (
+        rounds_table.validation_coverage(records),
+        rounds_table.validation(records),
+    )
+    if not validated:
+        return None, {}
+    newest = max(validated)
+    return newest, {
+        name: ValidatedMetric(value, *coverage[newest].get(name, (0, 0)))
+        for name, value in validated[newest].items()
+    }
 
 
 def statuses(store: Store, states: Sequence[RunState]) -> list[RunStatus]:

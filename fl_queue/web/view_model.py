@@ -142,8 +142,12 @@ def _answer(receipt: Receipt) -> str:
 def history(store: Store, run: str) -> dict[str, Any]:
     """The rounds, newest first, and the curves: version -> metrics, central, per client, and of the training."""
     records, tested, rows = rounds_table.history_of(store, run)
+    shown = rows[: -ROWS_SHOWN - 1 : -1]
     return {
-        "rounds": rounds_table.to_json(rows)[: -ROWS_SHOWN - 1 : -1],
+        "rounds": [
+            {**as_json, "judged_by": rounds_table.judged_by(row)}
+            for as_json, row in zip(rounds_table.to_json(shown), shown, strict=True)
+        ],
         "left_out": max(0, len(rows) - ROWS_SHOWN),
         "test": tested,
         "validation": rounds_table.validation(records),

@@ -7,7 +7,8 @@ Judge each message that an aggregator has taken, and merge the good ones.
 2. signature: made with the key of its enrolment (``authentication``);
 3. form: envelope and header are well-formed (``authentication``, ``protocol.message``);
 4. wanted: it is for this run, round, cohort and version, and the first one of its client;
-5. good: its metrics, layout, digest and values are within the limits. Then it is in the sum.
+5. good: its layout, digest and values are within the limits. Then it is in the sum; metrics that are not
+   within theirs are left out.
 
 Every step can be repeated: receipts are rewritten, and messages and the partial sum are removed only by
 the owner of the taken list. Refused messages are counted, and the first of a known client have a receipt.
@@ -18,7 +19,6 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from fl_queue import metrics
 from fl_queue.aggregation import group_sum
 from fl_queue.aggregation.merge import MergedUpdate, UpdateMerger
 from fl_queue.coordinator.aggregator import job_requests, rejections
@@ -271,10 +271,12 @@ class UpdateIntake:
             merged = self._merge(opened)
         except MessageError as exc:
             return make_receipt(header, Verdict.invalid, exc.reason)
+        # A sum that cannot be used is lost; the update, and what else its client reports, is not.
+        header, left_out = group_sum.with_sound_metrics(header)
         self.progress.validation[header.client] = header.metrics
         self.progress.training[header.client] = header.train_metrics
         staleness = self.round.base_version - header.base_version
-        receipt = with_merged(make_receipt(header, Verdict.received, ""), merged)
+        receipt = with_merged(make_receipt(header, Verdict.received, left_out), merged)
         return replace(receipt, staleness=staleness)
 
     def _merge(self, opened: AuthenticatedMessage) -> MergedUpdate:
@@ -282,8 +284,6 @@ class UpdateIntake:
         wanted = _WANTED_KIND[self.round.purpose]
         if header.kind != wanted:
             raise MessageError(f"a {header.kind} came where the round wants a {wanted}")
-        metrics.check(header.metrics)
-        metrics.check(header.train_metrics)
         if header.kind == "update":
             return self._add_update(opened)
         if header.kind == "model":

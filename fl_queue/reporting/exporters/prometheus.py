@@ -22,6 +22,7 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
+from fl_queue import metrics
 from fl_queue.common import escaping
 from fl_queue.coordinator.rounds.runs import current_config
 from fl_queue.errors import StoreUnavailable, UnknownRun
@@ -61,6 +62,8 @@ class _Ledger:
     lengths: Counter[float] = field(default_factory=Counter)
     seconds: float = 0.0
     nbytes: int = 0
+    #: Metric of the newest validation -> its value, and how many clients and examples it is of.
+    validation: dict[str, tuple[float, ...]] = field(default_factory=dict)
 
     def add(self, record: RoundRecord, update_nbytes: int) -> None:
         """Count one ended round."""
@@ -72,6 +75,9 @@ class _Ledger:
         self.seconds += record.elapsed_s
         bound = next((bound for bound in BOUNDS_S if record.elapsed_s <= bound), float("inf"))
         self.lengths[bound] += 1
+        if found := metrics.finish(record.validation):
+            of = metrics.told_by(record.validation)
+            self.validation = {name: (value, *of.get(name, ())) for name, value in found.items()}
 
 
 class RunsCollector(Collector):
@@ -160,6 +166,14 @@ class RunsCollector(Collector):
         judged = GaugeMetricFamily(
             "flq_test_metric", "The newest tested version's metrics.", labels=["run", "metric"]
         )
+        validated = [
+            GaugeMetricFamily(f"flq_validation_{name}", text, labels=["run", "metric"])
+            for name, text in (
+                ("metric", "The clients' validation of the newest version that has one, merged."),
+                ("clients", "Clients that the metric is of."),
+                ("examples", "Examples that the metric is of."),
+            )
+        ]
         waiting = GaugeMetricFamily(
             "flq_results_waiting", "Updates in the results list.", labels=["run"]
         )
@@ -167,10 +181,15 @@ class RunsCollector(Collector):
             tested = selection.test_metrics(self.store, state.run_id)
             for name, value in (tested[max(tested)] if tested else {}).items():
                 judged.add_metric([escaping.line(state.name), escaping.curve_part(name)], value)
+            labels = [escaping.line(state.name)]
+            for name, numbers in self._ledgers[state.run_id].validation.items():
+                # Records of earlier releases have no numbers of clients.
+                for family, number in zip(validated, numbers, strict=False):
+                    family.add_metric([*labels, escaping.curve_part(name)], number)
             waiting.add_metric(
                 [escaping.line(state.name)], self.store.data.results.count(state.run_id)
             )
-        return [judged, waiting]
+        return [judged, *validated, waiting]
 
     # Clients and workers, queues, memory
 

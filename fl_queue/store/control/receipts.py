@@ -96,7 +96,7 @@ class Receipts:
         came = [event for event in events if isinstance(event, UpdateReceived)]
         if group and came:
             events = [event for event in events if event not in came]
-            events.append(replace(came[0], client=group, clients=len(came)))
+            events.append(replace(came[0], client=group, clients=len(came), reason=""))
         keys = [
             keyspace.round_(run, number),
             keyspace.round_updates(run, number),
@@ -154,5 +154,7 @@ class Receipts:
 def _event_of(number: int, client: str, receipt: Receipt) -> Event:
     """Return the run's event for an update."""
     if receipt.is_in:
-        return UpdateReceived(round=number, client=client, staleness=receipt.staleness)
+        return UpdateReceived(
+            round=number, client=client, staleness=receipt.staleness, reason=receipt.reason
+        )
     return UpdateRejected(round=number, client=client, status=receipt.status, reason=receipt.reason)

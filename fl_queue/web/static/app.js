@@ -75,7 +75,7 @@ const show = {
   history(data) {
     const rounds = data ? data.rounds : [];
     fill("rounds", rounds.map((row) => ({ kind: row.version === null ? "bad" : "", cells: [
-      number(row.round), row.outcome, number(row.version), number(row.accuracy, 4), number(row.loss, 4),
+      number(row.round), row.outcome, number(row.version), number(row.accuracy, 4), number(row.loss, 4), row.judged_by || "-",
       number(row.accepted), number(row.late), number(row.rejected), number(row.seconds, 1), row.reason] })));
     curves = data;
     draw();

@@ -18,7 +18,15 @@ from fl_queue.coordinator.rounds import runs
 from fl_queue.errors import ConfigError, UnknownRun
 from fl_queue.reporting import comparison
 from fl_queue.store import Store
-from tests.support.recorded_rounds import abandoned, add_rounds, record, start_scored_run
+from fl_queue.web import view_model
+from tests.support.recorded_rounds import (
+    abandoned,
+    add_rounds,
+    closing,
+    record,
+    start_scored_run,
+    sums,
+)
 
 
 def test_runs_are_shown_with_the_fields_they_differ_in(store: Store) -> None:
@@ -35,6 +43,41 @@ def test_runs_are_shown_with_the_fields_they_differ_in(store: Store) -> None:
     assert two.settings["train.epochs"] == 3
     assert set(one.settings) == {"train.epochs", "redis.inline_bytes"}
     assert comparison.sweeps([one, two]) == []
+
+
+def test_a_value_of_the_clients_validation_has_its_clients_and_examples(
+    store: Store, redis_urls: tuple[str, str]
+) -> None:
+    merged = metrics.merge_clients({"a": sums(6, 4), "b": {"num_examples": 5, "loss_sum": 5.0}})
+    states = [runs.start_run(store, name, loading.load("mnist-3v7"), 2) for name in ("one", "two")]
+    for state in states:
+        add_rounds(store, state.run_id, record(1, 0), closing(2, 1, validation=merged))
+    tested = start_scored_run(store, "tested", [0.5, 0.9])
+
+    found = comparison.compare(store, [*states, tested], "accuracy")
+    assert [(row.value, row.clients, row.examples) for row in found] == [
+        (0.6, 1, 10), (0.6, 1, 10), (0.9, None, None)
+    ]  # fmt: skip
+    (row, *_) = comparison.compare(store, states, "loss")
+    assert (row.value, row.clients, row.examples) == (pytest.approx(2 / 3), 2, 15)
+
+    def command(*words: str) -> str:
+        where = ["--redis-url", redis_urls[0], "--blob-url", redis_urls[1]]
+        return CliRunner().invoke(cli, [*words, *where], catch_exceptions=False).output
+
+    assert "Clients" in command("compare", "one", "two")
+    assert "Clients" not in command("compare", "tested")
+    line = "clients' validation of version 1: accuracy 0.6000, f1 0.7500 (1 client, 10 examples), loss 0.6667 (2 clients, 15 examples)"
+    assert line.replace("f1 0.7500", "f1 0.0000") in command("status", "one")
+    shown = json.loads(command("status", "one", "--json"))
+    assert shown["validated"] == 1
+    assert shown["validation"]["accuracy"] == {"value": 0.6, "clients": 1, "examples": 10}
+    rows = json.loads(command("history", "one", "--json"))["rounds"]
+    assert rows[0]["coverage"] == {"accuracy": [1, 10], "f1": [1, 10], "loss": [2, 15]}
+    page = view_model.history(store, states[0].run_id)["rounds"][0]["judged_by"]
+    assert page == "accuracy, f1: 1 client, 10 examples; loss: 2 clients, 15 examples".replace(
+        ", f1", ""
+    )
 
 
 def test_seeds_have_a_mean_and_a_spread(store: Store, redis_urls: tuple[str, str]) -> None:

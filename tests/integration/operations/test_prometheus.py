@@ -19,13 +19,14 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from fl_queue.config import loading
 from fl_queue.coordinator.rounds import runs
+from fl_queue.metrics import merge_clients
 from fl_queue.protocol.codecs import codec
 from fl_queue.protocol.manifest import Manifest, TensorSpec
 from fl_queue.reporting.exporters import prometheus
 from fl_queue.store import Store, keyspace
 from fl_queue.store.embedded.server_pair import EmbeddedRedis
 from tests.support.checkout import ROOT
-from tests.support.recorded_rounds import abandoned, add_rounds, add_score, record
+from tests.support.recorded_rounds import abandoned, add_rounds, add_score, record, sums
 
 DASHBOARD = ROOT / "config/grafana/fl-queue.json"
 MANIFEST = Manifest((TensorSpec("weight", (10, 3), "parameter"),))
@@ -46,7 +47,13 @@ def run(store: Store) -> str:
     loaded = loading.load("mnist-3v7", ("update.codec=bfloat16",), {})
     state = runs.start_run(store, "scraped", loaded, 3)
     rejected = {"hospital-c": "invalid: NaN", "hospital-d": "stale: 2"}
-    add_rounds(store, state.run_id, record(1, 0, rejected=rejected), abandoned(2, 1, missing=["b"]))
+    merged = merge_clients({"a": sums(6, 4), "b": {"num_examples": 2, "loss_sum": 1.0}})
+    add_rounds(
+        store,
+        state.run_id,
+        record(1, 0, rejected=rejected, validation=merged),
+        abandoned(2, 1, missing=["b"], validation={}),
+    )
     add_score(store, state.run_id, 1, 0.75)
     store.control.redis.hset(keyspace.run(state.run_id), "version", "1")
     store.control.redis.set(keyspace.manifest(state.run_id), MANIFEST.to_json())
@@ -82,6 +89,9 @@ def test_everything_an_alarm_needs_is_there(store: Store, run: str) -> None:
     assert found["flq_queue_jobs", "flq-client-*"] == found["flq_results_waiting", "scraped"] == 1
     assert found["flq_run_state", "scraped", "training"] == 1
     assert found["flq_test_metric", "accuracy", "scraped"] == 0.75
+    assert found["flq_validation_metric", "loss", "scraped"] == 0.5
+    assert found["flq_validation_clients", "loss", "scraped"] == 2
+    assert found["flq_validation_examples", "accuracy", "scraped"] == 10
     assert found["flq_redis_used_bytes", "data"] > 0
     assert found["flq_workers", "aggregator"] == found["flq_healer_alive",] == 0
 

@@ -12,6 +12,7 @@ import msgpack
 import numpy as np
 import pytest
 
+from fl_queue import metrics
 from fl_queue.aggregation import exact_sum
 from fl_queue.config import loading
 from fl_queue.coordinator.aggregator.intake import UpdateIntake
@@ -138,12 +139,6 @@ ATTACKS: dict[str, tuple[Callable[[ManualRun], bytes], str]] = {
     "infinity": (valued(float("inf")), "w"),
     "beyond the range": (valued(65.0), "w"),
     "digest of something else": (elsewhere, "digest"),
-    "NaN metrics": (
-        lambda hand: message.pack(
-            replace(honest(hand), metrics={"loss_sum": float("nan")}), hand.body("a")
-        ),
-        "finite",
-    ),
     "a group with superscripts": (lambda hand: lying_group(hand), "no group"),
     "a name that moves the cursor": (
         lambda hand: fields(hand, client="\x1b[2J"),
@@ -235,6 +230,32 @@ def test_every_lie_gets_a_reason_and_little_memory_and_the_round_is_committed(
     hand.update("b")
     assert hand.work() == "committed: 2 of 2 updates in"
     assert hand.record.accepted.keys() == {"a", "b"}
+
+
+def test_a_metric_that_cannot_be_used_is_lost_and_neither_the_update_nor_what_others_report(
+    hand: ManualRun,
+) -> None:
+    good = {"num_examples": 4, "loss_sum": 2.0, "confusion": [[3, 1], [0, 0]]}
+    bad = {**good, "loss_sum": float("nan"), "rare_sum": -1.0}
+    for client, found in (("a", bad), ("b", good)):
+        header = replace(hand.header("update", client, hand.body(client)), metrics=found)
+        hand.store.data.results.push(
+            hand.run,
+            message.pack(
+                replace(header, train_metrics=found, token=f"token of {client}"), hand.body(client)
+            ),
+        )
+
+    assert hand.work() == "committed: 2 of 2 updates in"
+    for merged in (hand.record.validation, hand.record.train):
+        assert metrics.finish(merged) == {"loss": 0.5, "accuracy": 0.75, "f1": 0.0, "rare": -0.25}
+        assert metrics.told_by(merged) == {
+            "loss": (1, 4), "accuracy": (2, 8), "f1": (2, 8), "rare": (1, 4)
+        }  # fmt: skip
+    receipt = hand.store.control.receipts.of_round(hand.run, 1)["a"]
+    assert receipt.status == "accepted"
+    assert receipt.reason == "left out: metrics.loss_sum: is not a finite number"
+    assert hand.record.client_validation["a"].keys() == {"accuracy", "f1", "rare"}
 
 
 # Declared sizes

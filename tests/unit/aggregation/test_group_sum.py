@@ -92,6 +92,16 @@ def test_a_client_that_failed_or_sent_too_much_is_named_and_not_in_the_sum() -> 
     assert whole.members[2].reason == "no data"
 
 
+def test_a_member_loses_a_metric_that_cannot_be_used_and_the_group_is_in() -> None:
+    bad = {"num_examples": 3, "loss_sum": float("nan"), "x_sum": 1.0}
+    whole, _ = element(0, update(FIRST[0], metrics=bad, train_metrics=bad), update(FIRST[1]))
+    group_sum.check(replace(whole, members=whole.members[:2]), ROUND, CONFIG)
+
+    (first, _, reason), (_, _, none) = group_sum.headers(whole)
+    assert first.metrics == first.train_metrics == {"num_examples": 3, "x_sum": 1.0}
+    assert (reason, none) == ("left out: metrics.loss_sum: is not a finite number", "")
+
+
 def keeping(config: RunConfig) -> RunConfig:
     return replace(config, model=replace(config.model, keep_updates=True))
 

@@ -179,6 +179,50 @@ def test_sites_have_a_folder_each(tmp_path: Path) -> None:
         )
 
 
+UNEVEN = """
+import torch
+from torch import nn
+from torch.utils.data import TensorDataset
+from fl_queue.tasks import ClientData, Task
+
+class Uneven(Task):
+    def build_model(self):
+        return nn.Linear(2, 2)
+
+    def client_data(self, context):
+        rows = TensorDataset(torch.eye(2).repeat(8, 1), torch.arange(16) % 2)
+        none = TensorDataset(torch.zeros(0, 2), torch.zeros(0, dtype=torch.int64))
+        return ClientData(none, rows) if context.share == 0 else ClientData(rows, none)
+"""
+
+
+def test_a_client_without_training_rows_keeps_no_other_from_its_baseline(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "uneven.py").write_text(UNEVEN)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    settings = loaded("run.task=uneven:Uneven", "run.evaluate_every=0")
+
+    made = baseline_training.train(settings, "local")
+    whole = baseline_training.train(settings, "centralised")
+
+    assert [(m.client, m.validation) for m in made.models] == [("sim-2", {}), ("sim-3", {})]
+    assert [m.num_examples for m in whole.models] == [32]
+    assert whole.models[0].validation["accuracy"] == 1.0
+    alone = loaded("run.task=uneven:Uneven", "run.evaluate_every=0", "clients.count=1")
+    for kind in baselines.KINDS:
+        with pytest.raises(DataError, match="no client has training samples"):
+            baseline_training.train(alone, kind)
+
+
+def test_a_metric_that_few_models_have_names_how_many(local: Baseline) -> None:
+    first = replace(local.models[0], test={**local.models[0].test, "dice": 0.5})
+    few = replace(local, models=[first, *local.models[1:]])
+    spread = few.summary("dice")
+    assert spread is not None
+    assert spread.words() == "0.5000 of 1 of 3 clients"
+
+
 def test_how_many_clients_there_are_must_be_known() -> None:
     with pytest.raises(ConfigError, match=r"data\.shares: is 0"):
         baseline_training.train(loading.load("mnist-3v7", ("round.cohort=0.5",), {}), "local")

@@ -98,6 +98,42 @@ def test_check_names_what_is_wrong(bad, key):
     assert caught.value.reason.isprintable()
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("loss_sum", math.nan), ("loss_sum", "1"), ("confusion", [[1, 2]]), ("accuracy", 1.0),
+        ("logit_histograms", [[0] * 1000, [0] * 999]), ("x.ratio.max", [1]), ("[/]_sum", 1.0),
+        ("personal_loss_sum", math.inf), ("a" * 101 + "_sum", 1.0),
+    ],
+)  # fmt: skip
+def test_a_key_with_a_bad_value_is_lost_alone(key, value):
+    good = part(4, 2.0, [[3, 1], [0, 0]], own_sum=1, **metrics.beside("personal", part(2, 1.0)))
+    kept, bad = metrics.sound(good | {key: value})
+    check(kept)
+    assert kept == {name: good[name] for name in good if name != key}
+    assert [*bad] == [key[:100]]
+    assert bad[key[:100]].isprintable()
+    assert metrics.sound(good) == (good, {})
+
+
+@pytest.mark.parametrize(
+    ("bad", "left"),
+    [
+        ({"num_examples": -1}, {"personal_num_examples", "personal_loss_sum"}),
+        ({"personal_num_examples": 0.5}, {"num_examples", "loss_sum", "loss_items_sum"}),
+        ({"loss_items_sum": math.nan}, {"num_examples", "personal_num_examples", "personal_loss_sum"}),
+        ({f"{number}_sum": 1 for number in range(65)}, set()),
+    ],
+)  # fmt: skip
+def test_what_would_be_divided_by_a_bad_count_goes_with_it(bad, left):
+    good = part(4, 2.0, loss_items_sum=40, **metrics.beside("personal", part(2, 1.0)))
+    kept, why = metrics.sound(good | bad)
+    assert set(kept) == left
+    assert why
+    assert metrics.sound([1]) == ({}, {"": "metrics: not a table of sums"})
+    assert finish(merge_clients({"a": kept, "b": good})).keys() == finish(good).keys()
+
+
 def test_check_takes_what_evaluation_makes():
     check({})
     histograms = [[0] * 1000, [1] * 1000]

@@ -43,6 +43,10 @@ def read(event: dict[str, Any]) -> dict[str, Any]:
             '{"client":"a","clients":4,"event":"update_received","round":2,"staleness":1}',
         ),
         (
+            events.UpdateReceived(round=2, client="a", reason="left out: x"),
+            '{"client":"a","event":"update_received","reason":"left out: x","round":2}',
+        ),
+        (
             events.EpochFinished(run="r-1", round=1, epoch=1, epochs=2),
             '{"epoch":1,"epochs":2,"event":"epoch","round":1,"run":"r-1"}',
         ),

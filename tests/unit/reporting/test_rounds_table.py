@@ -75,6 +75,26 @@ def test_validation_has_its_number_of_clients_and_examples() -> None:
     )
 
 
+def test_metrics_of_different_clients_each_have_their_numbers() -> None:
+    merged = metrics.merge_clients(
+        {"a": sums(6, 4), "b": {"num_examples": 5, "loss_sum": 5.0}, "c": {"num_examples": 0}}
+    )
+    (row,) = rounds_table.rows(
+        [record(1, 0, train=merged), closing(2, 1, validation=merged)], {}, {}
+    )
+
+    assert (
+        row.coverage == row.train_coverage == {"accuracy": [1, 10], "f1": [1, 10], "loss": [2, 15]}
+    )
+    words = "accuracy: 1 client, 10 examples; loss: 2 clients, 15 examples"
+    assert rounds_table.judged_by(row) == words
+    assert f"for version 1 {words}" in " ".join(rendered([row]).split())
+    assert words.replace("accuracy", "accuracy, f1") in rounds_table.to_csv([row])
+    assert rounds_table.with_coverage({"loss": 0.5, "f1": 1.0}, {"loss": (1, 3)}) == (
+        "loss 0.5000 (1 client, 3 examples), f1 1.0000"
+    )
+
+
 def test_closing_evaluation_judges_the_last_version_and_is_no_row() -> None:
     history = [record(1, 0), closing(2, 1, validation=sums(9, 1))]
 
