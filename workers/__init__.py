@@ -1,4 +1,12 @@
 """The processes: thin RQ workers around ``fl_queue``, and the supervisor that keeps them running."""
 
+import sys
+
+from fl_queue.common import collector
+
+# As `python -m workers.NAME` a module is the whole process, and imports everything right after this package.
+if sys.argv[:1] == ["-m"]:
+    collector.start_process()
+
 #: Exit status of a worker whose client another worker serves.
 EXIT_REFUSED = 2

@@ -15,7 +15,7 @@ import click
 from fl_queue._version import __version__
 from fl_queue.cli import output
 from fl_queue.cli.groups import LazyGroup
-from fl_queue.common import logs
+from fl_queue.common import collector, logs
 from fl_queue.errors import FLQueueError, StoreUnavailable
 
 log = logging.getLogger(__name__)
@@ -109,6 +109,7 @@ def cli(log_format: str) -> None:
 
 def main() -> None:
     """Run the command line; the console script ``fl-queue``."""
+    collector.leave_at_exit()
     sys.exit(_run())
 
 

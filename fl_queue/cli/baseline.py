@@ -20,6 +20,7 @@ from fl_queue.cli.options import (
     threads_option,
 )
 from fl_queue.cli.output import print_json, print_line, warn
+from fl_queue.common import collector
 from fl_queue.config import loading
 from fl_queue.experiments import launching
 from fl_queue.reporting import baselines, event_lines
@@ -91,7 +92,8 @@ def baseline(
     loaded = loading.load(config, overrides)
     folders = tuple(data_folder(folder) for folder in machine.data)
     test = data_folder(machine.test_data)
-    from fl_queue.experiments import baseline_training  # torch
+    with collector.paused():
+        from fl_queue.experiments import baseline_training  # torch
 
     def show_round(
         index: int, count: int, client: str, number: int, found: Mapping[str, float]

@@ -19,6 +19,7 @@ from fl_queue.cli.options import (
     output_option,
 )
 from fl_queue.cli.output import print_result
+from fl_queue.common import collector
 from fl_queue.coordinator.rounds import runs
 from fl_queue.errors import ConfigError
 from fl_queue.models import whole_model
@@ -134,7 +135,8 @@ def export(
 def _write_card(
     store: Store, state: RunState, path: Path, request: ExportRequest, done: ExportedModel
 ) -> None:
-    from fl_queue.tasks import export as torch_export  # torch
+    with collector.paused():
+        from fl_queue.tasks import export as torch_export  # torch
 
     usage = torch_export.usage_of(done.config, request.allow, request.data_dir)
     facts = model_card.gather(store, state, done.config, done.version, usage)

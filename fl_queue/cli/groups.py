@@ -10,6 +10,7 @@ from typing import cast
 
 import click
 
+from fl_queue.common import collector
 from fl_queue.common.spelling import nearest
 
 
@@ -55,7 +56,9 @@ class LazyGroup(Group):
         if cmd_name not in self.targets:
             return None
         module, _, name = self.targets[cmd_name].partition(":")
-        return cast(click.Command, getattr(importlib.import_module(f"fl_queue.cli.{module}"), name))
+        with collector.paused():
+            imported = importlib.import_module(f"fl_queue.cli.{module}")
+        return cast(click.Command, getattr(imported, name))
 
     def summary(self, command: str) -> str:
         """First line of a command's help, read from its source file instead of an import."""

@@ -12,6 +12,7 @@ from fl_queue.cli.completion import config_argument
 from fl_queue.cli.options import data_folder, device_options, json_option, set_option
 from fl_queue.cli.output import print_json, print_line, warn
 from fl_queue.client import disclosure
+from fl_queue.common import collector
 from fl_queue.config import loading, metric_choice
 from fl_queue.errors import DataError
 from fl_queue.reporting import event_lines
@@ -63,7 +64,8 @@ def try_task(
     loaded = loading.load(config, overrides)
     metric_choice.check_config(loaded)
     folder = data_folder(data)
-    from fl_queue.experiments import trial  # torch
+    with collector.paused():
+        from fl_queue.experiments import trial  # torch
 
     def show_epoch(number: int, count: int, found: Mapping[str, float]) -> None:
         warn(f"epoch {number} of {count}: {event_lines.describe_metrics(found)}")

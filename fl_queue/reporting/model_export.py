@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fl_queue.common import files
+from fl_queue.common import collector, files
 from fl_queue.config.run_config import RunConfig
 from fl_queue.coordinator.rounds import runs
 from fl_queue.errors import ConfigError, DataError
@@ -210,7 +210,8 @@ def _write_with_torch(
     model: tuple[Manifest, bytearray, memoryview | None],
     metadata: Mapping[str, str],
 ) -> None:
-    from fl_queue.tasks import export  # torch
+    with collector.paused():
+        from fl_queue.tasks import export  # torch
 
     manifest, body, base = model
     if (request.kind or format_of(request.path)) == TORCH:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import signal
@@ -17,6 +18,7 @@ from typing import Any
 
 from fl_queue.client.trainer import fork_server, protocol
 from fl_queue.client.trainer.serve import COMPILER, Reply
+from fl_queue.common import collector
 
 SLEEP = [sys.executable, "-c", "import time; time.sleep(600)"]
 #: Starts a process in a session of its own and ends.
@@ -61,6 +63,10 @@ class Handler:
     ) -> dict[str, Any]:
         """Answer with the request."""
         return {"body": body}
+
+    def collects(self, body: Any, report: Any) -> dict[str, Any]:
+        """Whether garbage is collected, and whether what was imported is left alone."""
+        return {"enabled": gc.isenabled(), "is_frozen": gc.get_freeze_count() > 0}
 
     def fail(self, body: Any, report: Any) -> None:
         """Answer, and end."""
@@ -217,4 +223,4 @@ def message(kind: str, name: str, body: dict[str, Any]) -> bytes:
 
 
 if __name__ == "__main__":
-    sys.exit(fork_server.main(sys.argv[1:], lambda: None, Handler))
+    sys.exit(fork_server.main(sys.argv[1:], collector.start_process, Handler))

@@ -9,7 +9,6 @@ its pid, and the exit status of each trainer.
 from __future__ import annotations
 
 import argparse
-import gc
 import importlib
 import logging
 import os
@@ -28,7 +27,7 @@ from fl_queue.client.trainer.protocol import (
     receive_packet,
     send_packet,
 )
-from fl_queue.common import failpoints, processes
+from fl_queue.common import collector, failpoints, processes
 
 log = logging.getLogger(__name__)
 
@@ -152,6 +151,6 @@ def main(
     control.set_inheritable(False)
     prepare()
     # What is here now stays: a collection in a trainer would copy every page it looks at.
-    gc.freeze()
+    collector.started()
     ForkServer(control, lambda connection: serve.serve(connection, make_handler())).run()
     return 0

@@ -158,6 +158,15 @@ def test_exit_statuses_are_kept_of_trainers_that_are_kept(trainers: Trainers) ->
     assert set(trainers._server._statuses) == set(trainers.pids.values())
 
 
+def test_a_trainer_collects_garbage_and_leaves_what_its_fork_server_has_imported(
+    trainers: Trainers,
+) -> None:
+    found = ask(trainers, "collects")
+
+    assert found["enabled"]
+    assert found["is_frozen"]
+
+
 #: All its trainers have one pid; of each it reports the end of the one before.
 REUSING = """
 import os, socket, sys
