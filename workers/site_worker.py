@@ -53,7 +53,9 @@ def trainers() -> Trainers:
 
 def _made(site: WorkerSettings) -> Trainers:
     fork_server = ForkServerProcess(
-        python_command("-m", "workers.trainer"), environment.of_trainers(os.environ, site.threads)
+        python_command("-m", "workers.trainer"),
+        environment.of_trainers(os.environ, site.threads),
+        ranks=max(1, len(site.devices)),
     )
     limits = Limits(site.trainers, site.trainer_jobs, site.most_trainer_bytes)
     reloads = reload.path(site.state_dir, site.client) if site.client else None

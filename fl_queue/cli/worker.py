@@ -69,15 +69,40 @@ class TrainerOptions:
     trainers: int
     trainer_jobs: int
     trainer_bytes: int
+    devices: str
 
     def apply(self, settings: WorkerSettings) -> WorkerSettings:
-        """Add these options to a worker's settings."""
+        """Check these options and add them to a worker's settings. Raises ConfigError."""
+        devices = _several(self.devices)
+        if devices and settings.device != "cpu":
+            raise ConfigError("--devices", "names what --device does; give one of the two")
         return replace(
             settings,
+            device=devices[0] if devices else settings.device,
+            devices=devices if len(devices) > 1 else (),
             trainers=self.trainers,
             trainer_jobs=self.trainer_jobs,
             trainer_bytes=self.trainer_bytes,
         )
+
+
+def _several(given: str) -> tuple[str, ...]:
+    """
+    The devices that an option lists.
+
+    Raises:
+        ConfigError: One is no device, or they cannot train one model together.
+    """
+    devices = tuple(one.strip() for one in given.split(",")) if given else ()
+    for one in devices:
+        if not re.fullmatch(r"cpu|cuda:\d+", one):
+            raise ConfigError("--devices", f"{one!r} is not cpu or cuda:N, as in cuda:0,cuda:1")
+    kinds = {one.partition(":")[0] for one in devices}
+    if len(kinds) > 1:
+        raise ConfigError("--devices", f"{given} has devices of two kinds; name those of one")
+    if kinds == {"cuda"} and len(set(devices)) < len(devices):
+        raise ConfigError("--devices", f"{given} has one twice; name each once")
+    return devices
 
 
 @dataclass(frozen=True)
@@ -178,6 +203,13 @@ trainer_options = collect(
         metavar="BYTES",
         help="End training processes between two jobs when they keep more memory than this. Default: half of "
         "what this machine, or its cgroup, has.",
+    ),
+    click.option(
+        "--devices",
+        default="",
+        metavar="DEVICE,DEVICE",
+        help="Share each batch over these devices (cuda:0,cuda:1), each in a process of its own with --threads "
+        "threads; for tasks that train by the default loop. Default: --device alone.",
     ),
 )
 

@@ -50,6 +50,7 @@ from fl_queue.tasks.task_code import CodeChanged
 from fl_queue.training import data_loading, stopping
 from fl_queue.training.determinism import Compute
 from fl_queue.training.optimizers import implementation
+from fl_queue.training.ranks import Ranks
 
 log = logging.getLogger(__name__)
 
@@ -144,10 +145,11 @@ class Resident:
 
     Args:
         site: Folders, own code that may be loaded, device and limits; nothing of it comes with a request.
+        ranks: The processes that train together; the first one alone writes files.
     """
 
-    def __init__(self, site: WorkerSettings) -> None:
-        self._site = site
+    def __init__(self, site: WorkerSettings, ranks: Ranks | None = None) -> None:
+        self._site, self._ranks = site, ranks
         self._model: _Model | None = None
         self._kept = Kept(site)
 
@@ -219,8 +221,9 @@ class Resident:
     def _facts(self, job: _Job) -> Answer:
         context, can_train = None, False
         try:
-            context = context_of(self._site, job.config, job.request)
+            context = context_of(self._site, job.config, job.request, self._ranks)
             task = self._kept.task(job.request, job.config)
+            calls.check_devices(task, context)
             data = calls.training_data(task, context, self._kept.client_data(task, context))
             counts = task.check_data(data)
             can_train = True  # What follows is for the comparison of sites only.
@@ -258,7 +261,7 @@ class Resident:
         failpoints.failpoint("client.started")
         config, logged = job.config, TrainingLog()
         task = self._kept.task(job.request, config)
-        context = context_of(self._site, config, job.request)
+        context = context_of(self._site, config, job.request, self._ranks)
         base = self._base(job)
         plan = self._plan(job, base)
         data = calls.training_data(task, context, self._kept.client_data(task, context))
@@ -274,6 +277,8 @@ class Resident:
             base.body.unload,
             data,
         )
+        if not self._is_first:
+            return Answer(outcome="done")
         folder = ClientStateFolder(self._site.client_states, job.request.run, job.request.client)
         state_writing.write_state(folder, config, plan, result, context)
         encoding = codec.encoding(config.update)
@@ -289,7 +294,7 @@ class Resident:
     def _evaluate(self, job: _Job) -> Answer:
         failpoints.failpoint("client.started")
         task = self._kept.task(job.request, job.config)
-        context = context_of(self._site, job.config, job.request)
+        context = context_of(self._site, job.config, job.request, self._ranks)
         base = self._base(job)
         plan = self._plan(job, base)
         trainer = ClientTrainer(
@@ -298,11 +303,13 @@ class Resident:
         sums = trainer.evaluate(
             calls.given_data(task, context, self._kept.client_data(task, context))
         )
+        if not self._is_first:
+            return Answer(outcome="done")
         environment = _environment(task, context, job.request.state.note)
         return self._keep(replace(job.header("evaluation"), metrics=sums, environment=environment))
 
     def _score(self, job: _Job) -> Answer:
-        context = context_of(self._site, job.config, job.request)
+        context = context_of(self._site, job.config, job.request, self._ranks)
         task = self._kept.task(job.request, job.config)
         data = self._kept.test_data(task, context)
         if data is None:
@@ -316,6 +323,11 @@ class Resident:
             task, base.manifest, base.arrays(), data, context, base.fetch_base_part
         )
         return Answer(outcome="done", metrics=sums)
+
+    @property
+    def _is_first(self) -> bool:
+        """Whether this process writes the files."""
+        return self._ranks is None or not self._ranks.rank
 
     # Files
 
@@ -357,7 +369,10 @@ class Resident:
 
 def _environment(task: Task, context: ClientContext, note: str) -> dict[str, str | int]:
     """What decides the bits of a training besides its config, and how the client's state was found."""
-    return context.compute.environment(code_digest(task)) | ({"client_state": note} if note else {})
+    found = context.compute.environment(code_digest(task))
+    if context.ranks is not None:
+        found |= context.ranks.environment()
+    return found | ({"client_state": note} if note else {})
 
 
 def _mapped(state_dir: Path, place: str, nbytes: int | None = None) -> Mapped:

@@ -40,6 +40,7 @@ class WorkerSettings:
         data_from_config: Whether ``data.dir`` of a config may name the folder instead.
         allow: Own tasks (``module:name``) this site lets in.
         device: ``cpu``, ``cuda``, ``cuda:1``.
+        devices: Those that train one model together, each in a process of its own; empty: ``device`` alone.
         threads: CPU threads of a training job.
         loader_workers: Processes that read samples beside it.
         worker: Name of the RQ worker; new for each process.
@@ -83,6 +84,7 @@ class WorkerSettings:
     trainers: int = 2
     trainer_jobs: int = 1
     trainer_bytes: int = 0
+    devices: tuple[str, ...] = ()
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str] = os.environ) -> WorkerSettings:
@@ -114,6 +116,7 @@ class WorkerSettings:
             trainers=int(environ.get("FLQ_SITE_TRAINERS", "2")),
             trainer_jobs=int(environ.get("FLQ_SITE_TRAINER_JOBS", "1")),
             trainer_bytes=int(environ.get("FLQ_SITE_TRAINER_BYTES", "0")),
+            devices=_listed(environ, "FLQ_SITE_DEVICES"),
         )
 
     def to_environ(self) -> dict[str, str]:
@@ -142,6 +145,7 @@ class WorkerSettings:
             "FLQ_SITE_TRAINERS": str(self.trainers),
             "FLQ_SITE_TRAINER_JOBS": str(self.trainer_jobs),
             "FLQ_SITE_TRAINER_BYTES": str(self.trainer_bytes),
+            "FLQ_SITE_DEVICES": ",".join(self.devices),
             # Not named: what the environment names stays.
             **({operator_key.VARIABLE: self.operator_key} if self.operator_key else {}),
         }

@@ -8,6 +8,7 @@ from fl_queue.protocol.trainer_messages import Call, Request
 from fl_queue.tasks.base import Task
 from fl_queue.tasks.context import ClientContext, Place
 from fl_queue.tasks.loading import load_task
+from fl_queue.training.ranks import Ranks
 
 
 def task_of(site: WorkerSettings, config: RunConfig) -> Task:
@@ -22,9 +23,14 @@ def task_of(site: WorkerSettings, config: RunConfig) -> Task:
     return load_task(config.run.task, config, site.allow, folder)
 
 
-def context_of(site: WorkerSettings, config: RunConfig, request: Request) -> ClientContext:
+def context_of(
+    site: WorkerSettings, config: RunConfig, request: Request, ranks: Ranks | None = None
+) -> ClientContext:
     """
     The context that a task is given.
+
+    Args:
+        ranks: The processes that train together.
 
     Raises:
         ConfigError: Only the config names this client's folder.
@@ -36,6 +42,7 @@ def context_of(site: WorkerSettings, config: RunConfig, request: Request) -> Cli
         "device": site.device,
         "threads": site.threads,
         "loader_workers": site.loader_workers,
+        "ranks": ranks,
     }
     # Test data are the evaluator's own, and no client's.
     if request.call != Call.score:

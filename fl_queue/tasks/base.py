@@ -335,6 +335,7 @@ class Task(ABC):
             warmup=train.warmup,
             ema=train.ema,
             param_groups=self.param_groups,
+            ranks=context.ranks,
         )
 
     def param_groups(self, model: nn.Module) -> list[dict[str, Any]] | None:
@@ -366,6 +367,7 @@ class Task(ABC):
                 hooks=self.hooks,
                 batch_size=self.config.train.evaluation_batch,
                 declared=declared_of(self),
+                ranks=context.ranks,
             ),
         )
 

@@ -141,10 +141,27 @@ def training_data(task: Task, context: ClientContext, read: ClientData | None = 
     return found
 
 
+def check_devices(task: Task, context: ClientContext) -> None:
+    """
+    Refuse several devices for a task whose training they cannot share.
+
+    Raises:
+        ConfigError: It trains by a loop of its own.
+    """
+    if context.ranks is not None and overridden(task, "train"):
+        raise ConfigError(
+            "--devices",
+            f"{task.config.run.task} trains by a loop of its own, of which several devices cannot share the batches; "
+            "have the site use --device, or let the task train by the default loop (train.optimizer, loss, collate)",
+            public=True,
+        )
+
+
 def trained(
     task: Task, model: nn.Module, data: ClientData, context: ClientContext, on_epoch: OnEpoch
 ) -> Sums:
-    """Train a model; sums of the training."""
+    """Train a model; sums of the training. Raises ConfigError: as of ``check_devices``."""
+    check_devices(task, context)
 
     def report(epoch: int, epochs: int, found: Mapping[str, float]) -> None:
         on_epoch(_counted(task, epoch), _counted(task, epochs), _finished(task, found))
@@ -190,7 +207,9 @@ def training_losses(task: Task, model: nn.Module, data: ClientData, context: Cli
         context.loader_workers,
         context.batch_size,
         options=EvaluationOptions(
-            hooks=replace(task.hooks, own_sums=None), batch_size=task.config.train.evaluation_batch
+            hooks=replace(task.hooks, own_sums=None),
+            batch_size=task.config.train.evaluation_batch,
+            ranks=context.ranks,
         ),
     )
     return _sums(task, "evaluate", found)

@@ -11,6 +11,7 @@ from fl_queue.errors import ConfigError
 from fl_queue.tasks.logged_metrics import TrainingLog
 from fl_queue.training.determinism import Compute
 from fl_queue.training.local_rule import LocalRule
+from fl_queue.training.ranks import Ranks
 from fl_queue.training.step_hook import LocalTraining
 
 
@@ -26,6 +27,7 @@ class Place(TypedDict, total=False):
     min_examples: int
     min_batch: int
     loader_workers: int
+    ranks: Ranks | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +56,8 @@ class ClientContext:
         training: For a training of the task's own whose optimizer is not torch's: ``add_terms`` before each of its
             steps, ``count_step`` after it. Steps of torch's optimizers are seen without it. None outside a training.
         loader_workers: Processes that read samples beside the training; hand it to ``sgd.local_sgd``.
+        ranks: The processes that train together, with ``--devices``; ``sgd.local_sgd`` and ``evaluate`` get it by
+            their options. None: this one alone.
         logged: Numbers that ``log`` has noted; None outside a round's training: they are dropped.
     """
 
@@ -76,6 +80,7 @@ class ClientContext:
     min_batch: int = 1
     logged: TrainingLog | None = None
     loader_workers: int = 0
+    ranks: Ranks | None = None
 
     def seed_for(self, purpose: str) -> int:
         """Seed of what is random about this client's job in this round, for one purpose."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -27,6 +26,7 @@ from fl_queue.training.classification import Scoring, loss_sums
 from fl_queue.training.collation import Collate
 from fl_queue.training.data_loading import LoaderSettings, untouched_generators
 from fl_queue.training.metric_kinds import balanced, kind_sums, own_sums
+from fl_queue.training.ranks import Ranks
 from fl_queue.training.sample_sets import Samples, cut, cuts_of, size_of, whole
 
 #: Most samples at a time.
@@ -48,11 +48,13 @@ class EvaluationOptions:
             training's until the outputs of a batch take at most 256 MiB, by those of the first sample:
             the same on every machine.
         declared: The task's metrics; None: those of classes, where outputs and targets are such.
+        ranks: The processes that share the batches, and all get the sums of all; None: this one alone.
     """
 
     hooks: BatchHooks = field(default_factory=BatchHooks)
     batch_size: int = 0
     declared: Declared | None = None
+    ranks: Ranks | None = None
 
 
 def evaluate(
@@ -90,21 +92,55 @@ def evaluate(
     hooks = chosen.hooks if collate is None else replace(chosen.hooks, collate=collate)
     dataset = whole(dataset)
     count = size_of(dataset)
-    passing, scoring, parts = BatchPass(model, loss, hooks.forward), BatchScoring(chosen), []
+    passing = BatchPass(model, loss, hooks.forward)
     reading = LoaderSettings(workers=loader_workers, collate=hooks.collate)
     with torch.no_grad():
         size = chosen.batch_size or _batch_size(passing, dataset, batch_size, device, reading)
-        cuts = cuts_of(count, size)
-        sizes = [end - start for start, end in pairwise([0, *cuts])]
-        batches = fetch(dataset, cut(torch.arange(count), cuts), device, reading)
-        for samples, batch in zip(sizes, batches, strict=True):
-            output = passing.output(batch)
-            mean_loss = float(passing.loss(output, batch))
-            sums = scoring.sums(output, batch, mean_loss, samples)
-            if hooks.items is not None:
-                sums = _by_items(sums, mean_loss, items_in(hooks.items, batch))
-            parts.append(sums)
-    return metrics.merge(parts)
+        chunks = cut(torch.arange(count), cuts_of(count, size))
+        mine = _mine(len(chunks), chosen.ranks)
+        batches = fetch(dataset, [chunks[index] for index in mine], device, reading)
+        scored = _Scored(passing, chosen, hooks)
+        parts = [
+            scored.sums(batch, len(chunks[index]))
+            for index, batch in zip(mine, batches, strict=True)
+        ]
+    return metrics.merge(parts if chosen.ranks is None else _of_all(parts, mine, chosen.ranks))
+
+
+def _mine(count: int, ranks: Ranks | None) -> list[int]:
+    """
+    The batches that this process evaluates.
+
+    The first one is everyone's: by it the scale of single outputs is found, see ``Scoring``.
+    """
+    if ranks is None or not count:
+        return [*range(count)]
+    return [0, *range(ranks.rank or ranks.count, count, ranks.count)]
+
+
+def _of_all(parts: list[dict[str, Any]], mine: list[int], ranks: Ranks) -> list[dict[str, Any]]:
+    """Sums of all processes' batches in the order of the batches: they add up to the bits of one process."""
+    found: dict[int, dict[str, Any]] = {}
+    for numbers, sums in ranks.gathered([mine, parts]):
+        found.update(zip(numbers, sums, strict=True))
+    return [found[number] for number in sorted(found)]
+
+
+class _Scored:
+    """The sums of batches, one after the other. Args: as of ``evaluate``, and its hooks."""
+
+    def __init__(self, passing: BatchPass, options: EvaluationOptions, hooks: BatchHooks) -> None:
+        self._passing, self._items = passing, hooks.items
+        self._scoring = BatchScoring(options)
+
+    def sums(self, batch: Any, samples: int) -> dict[str, Any]:
+        """Sums of a batch."""
+        output = self._passing.output(batch)
+        mean_loss = float(self._passing.loss(output, batch))
+        sums = self._scoring.sums(output, batch, mean_loss, samples)
+        if self._items is not None:
+            sums = _by_items(sums, mean_loss, items_in(self._items, batch))
+        return sums
 
 
 class BatchScoring:

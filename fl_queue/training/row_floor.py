@@ -9,7 +9,7 @@ gradient. The first is refused before a step is made, the second before the upda
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -154,6 +154,18 @@ class Parts:
         """Drop the recorded gradients of a step that was not made."""
         self._left.pop()
         self._step.clear()
+
+    def join(self, add_up: Callable[[Tensor], None]) -> None:
+        """
+        Add the parts of the rows that other processes have trained with.
+
+        Args:
+            add_up: Puts the sum over all processes into a tensor.
+        """
+        unknown = torch.tensor([0.0 if self.is_known else 1.0], device=self._parts.device)
+        add_up(self._parts)
+        add_up(unknown)
+        self.is_known = not bool(unknown)
 
     def counting(self) -> int:
         """Count the rows whose part counts; all rows if it is unknown."""

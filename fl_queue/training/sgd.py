@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
@@ -18,16 +19,18 @@ from torch import Tensor, nn
 
 from fl_queue import metrics
 from fl_queue.errors import ConfigError, DataError
-from fl_queue.training.batches import BatchPass, Forward, Items, Loss, fetch, items_in
+from fl_queue.training.batches import BatchPass, Forward, Items, Loss, fetch, items_in, leaves
 from fl_queue.training.classification import loss_sums
 from fl_queue.training.collation import Collate
 from fl_queue.training.data_loading import LoaderSettings, seed_torch
 from fl_queue.training.evaluation import evaluate
+from fl_queue.training.joint_norms import JointNorms
 from fl_queue.training.local_rule import LocalRule
 from fl_queue.training.local_step import LocalStep, StepSettings
 from fl_queue.training.mixed_precision import Precision
 from fl_queue.training.model_tensors import BATCH_NORM_LAYERS
 from fl_queue.training.optimizers import Maker, Recipe
+from fl_queue.training.ranks import Ranks
 from fl_queue.training.row_floor import check_batch
 from fl_queue.training.sample_sets import Samples, cut, cuts_of, joined, part_of, size_of, whole
 from fl_queue.training.schedules import Schedule
@@ -73,6 +76,7 @@ class SgdOptions:
         optimizer, optimizer_options, no_decay, schedule, warmup, ema: As ``[train]`` has them.
         own_optimizer: Makes the optimizer, if ``optimizer`` is ``module:name``.
         param_groups: As ``Task.param_groups``.
+        ranks: The processes that train the model together, of which each batch is split; None: this one alone.
     """
 
     seed: int
@@ -97,6 +101,7 @@ class SgdOptions:
     warmup: float = 0.0
     ema: float = 0.0
     param_groups: Callable[[nn.Module], Any] | None = None
+    ranks: Ranks | None = None
 
     def steps(self, count: int, precision: Precision | None = None) -> StepSettings:
         """
@@ -188,7 +193,9 @@ class _Training:
     ) -> None:
         self._model, self._dataset, self._options = model, dataset, options
         self._pass = BatchPass(model, loss, options.forward)
-        seed_torch(options.seed, options.device)
+        self._ranks = options.ranks
+        seed = options.seed if self._ranks is None else self._ranks.own_seed(options.seed)
+        seed_torch(seed, options.device)
         self._count, self._floor = size_of(dataset), 1 if rule is None else rule.fewest
         self._cuts = _training_cuts(
             model, self._count, options.batch_size, options.accumulate, self._floor
@@ -203,9 +210,20 @@ class _Training:
         if rule is not None:
             rule.is_used = True
             rule.seen.update(self._optimizer.parameters)
+        self._norms = None if self._ranks is None else JointNorms(model, self._ranks)
+        if self._ranks is not None:
+            # Otherwise they would wait for each other, or add up gradients of other steps.
+            self._ranks.check_equal("the number of training samples", [self._count, self._cuts])
 
     def run(self, after_epoch: Callable[[int], None]) -> dict[str, Any]:
         """Train all epochs; the sums of the last one."""
+        with nullcontext() if self._norms is None else self._norms.joined():
+            sums = self._run_epochs(after_epoch)
+        if self._ranks is not None:
+            self._ranks.check_same(self._model)
+        return sums
+
+    def _run_epochs(self, after_epoch: Callable[[int], None]) -> dict[str, Any]:
         order = torch.Generator().manual_seed(self._options.seed)
         loss_sum, items = math.nan, 0
         for epoch in range(1, self._options.epochs + 1):
@@ -215,6 +233,8 @@ class _Training:
             after_epoch(epoch)
         self._optimizer.finish()
         if self._optimizer.parts is not None:
+            if self._ranks is not None:
+                self._optimizer.parts.join(self._ranks.sum)
             self._optimizer.parts.check(self._floor)
         if self._precision.skipped:
             _log.warning(
@@ -227,28 +247,47 @@ class _Training:
 
     def _run_epoch(self, epoch: int, chunks: list[Tensor]) -> tuple[float, int]:
         """An epoch's sum of losses, and of how many items. Args: ``chunks``: of each batch, the indices of its samples."""
-        options = self._options
+        options, ranks = self._options, self._ranks
         reading = LoaderSettings(options.seed, epoch, options.loader_workers, options.collate)
+        parts = [(chunk, len(chunk)) if ranks is None else ranks.part(chunk) for chunk in chunks]
+        chunks, counts = [rows for rows, _ in parts], iter([count for _, count in parts])
         batches = fetch(self._dataset, chunks, options.device, reading)
         rows = iter(chunks)
         losses: list[tuple[Tensor, int]] = []
         for sizes in self._groups:
-            losses += self._step(sizes, batches, rows)
+            mine = [next(counts) for _ in sizes]
+            losses += self._step(mine, sum(sizes), batches, rows)
         # Read at the end: reading one makes the processor wait for the accelerator, in every step.
         loss_sum = 0.0
         for value, items in losses:
             loss_sum += value.item() * items
-        return loss_sum, sum(items for _, items in losses)
+        total = sum(items for _, items in losses)
+        if ranks is not None:
+            loss_sum, of_all = ranks.totals(loss_sum, total)
+            total = int(of_all)
+        return loss_sum, total
 
     def _step(
-        self, sizes: list[int], batches: Iterator[Any], rows: Iterator[Tensor]
+        self, sizes: list[int], whole: int, batches: Iterator[Any], rows: Iterator[Tensor]
     ) -> list[tuple[Tensor, int]]:
-        """One step; the mean loss of each of its batches, and over how many items."""
+        """
+        One step.
+
+        Args:
+            sizes: Samples of its batches that count in this process.
+            whole: Samples of the step in all processes.
+
+        Returns:
+            The mean loss of each batch here, and over how many items.
+        """
         model, optimizer, precision = self._model, self._optimizer, self._precision
         losses: list[tuple[Tensor, int]] = []
         model.zero_grad()
-        weighed, total = self._weighed(sizes, batches)
-        for batch, items in weighed:
+        weighed, total = self._weighed(sizes, whole, batches)
+        is_plain = len(sizes) == 1 and self._ranks is None
+        for (batch, items), size in zip(weighed, sizes, strict=True):
+            if self._norms is not None:
+                self._norms.counts = size > 0
             with precision.forward():
                 output = self._pass.output(batch)
                 if optimizer.parts is not None:
@@ -256,8 +295,13 @@ class _Training:
                 value = self._pass.loss(output, batch)
             # The mean over no items is not a number.
             if items:
-                precision.backward(value if len(sizes) == 1 else value * (items / total))
+                precision.backward(value if is_plain else value * (items / total))
                 losses.append((value.detach(), items))
+            elif self._norms is not None:
+                # The other processes' layers wait for the gradients of this one's.
+                precision.backward(_nothing(output))
+        if self._ranks is not None:
+            self._ranks.sum_gradients(optimizer.parameters)
         skipped = precision.skipped
         precision.step(optimizer)
         if precision.skipped > skipped:
@@ -265,15 +309,29 @@ class _Training:
         return losses
 
     def _weighed(
-        self, sizes: list[int], batches: Iterator[Any]
+        self, sizes: list[int], whole: int, batches: Iterator[Any]
     ) -> tuple[Iterator[tuple[Any, int]], int]:
-        """The batches of a step with their weights in it, and the sum of the weights."""
+        """The batches of a step with their weights in it, and the sum of the weights in all processes."""
         count = self._options.items
         if count is None:
-            return ((next(batches), size) for size in sizes), sum(sizes)
+            return ((next(batches), size) for size in sizes), whole
         held = [next(batches) for _ in sizes]
-        weights = [items_in(count, batch) for batch in held]
-        return zip(held, weights, strict=True), sum(weights)
+        # A process without a sample of the batch holds one that does not count.
+        weights = [
+            items_in(count, batch) if size else 0 for batch, size in zip(held, sizes, strict=True)
+        ]
+        total = sum(weights)
+        if self._ranks is not None:
+            total = int(self._ranks.totals(total)[0])
+        return zip(held, weights, strict=True), total
+
+
+def _nothing(output: Any) -> Tensor:
+    """Zero, as a loss of an output."""
+    found = [
+        one.float().sum() for one in leaves(output) if isinstance(one, Tensor) and one.requires_grad
+    ]
+    return torch.stack(found).sum() * 0.0
 
 
 def as_built(model: nn.Module) -> nn.Module:

@@ -223,4 +223,5 @@ def message(kind: str, name: str, body: dict[str, Any]) -> bytes:
 
 
 if __name__ == "__main__":
-    sys.exit(fork_server.main(sys.argv[1:], collector.start_process, Handler))
+    kind = fork_server.Kind(lambda seat: Handler())
+    sys.exit(fork_server.main(sys.argv[1:], collector.start_process, kind))

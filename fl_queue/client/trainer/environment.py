@@ -24,6 +24,7 @@ _KEPT = frozenset(
         "FLQ_SITE_DATA_FROM_CONFIG",
         "FLQ_SITE_ALLOW",
         "FLQ_SITE_DEVICE",
+        "FLQ_SITE_DEVICES",
         "FLQ_SITE_THREADS",
         "FLQ_SITE_LOADER_WORKERS",
         "FLQ_SITE_MAX_EXAMPLES",

@@ -17,10 +17,14 @@ import signal
 import socket
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import NoReturn
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, NoReturn
 
 from fl_queue._version import __version__
 from fl_queue.client.trainer import serve
+from fl_queue.client.trainer.group import Group, Seat, follow
+from fl_queue.client.trainer.others import Others
 from fl_queue.client.trainer.protocol import (
     EXIT_OTHER_VERSION,
     Packet,
@@ -35,19 +39,46 @@ log = logging.getLogger(__name__)
 _IMPORTS = frozenset({serve.COMPILER})
 
 
+@dataclass(frozen=True)
+class Kind:
+    """
+    The trainers of a fork server.
+
+    Args:
+        make_handler: The work of a process of a trainer; called in each.
+        ranks: Processes of a trainer.
+        takes: Whether all of them take part in a request, or the first one alone.
+    """
+
+    make_handler: Callable[[Seat], serve.Handler]
+    ranks: int = 1
+    takes: Callable[[dict[str, Any]], bool] = lambda body: True
+
+    def run(self, seat: Seat) -> int:
+        """Be a process of a trainer. Returns its exit status."""
+        handler = self.make_handler(seat)
+        if seat.rank:
+            return follow(seat, handler)
+        return serve.serve(seat.connection, handler, Others(seat.links, self.takes))
+
+
 class ForkServer:
     """
     Forks trainers until the worker's end of the control socket is closed.
 
+    The processes of one trainer end together: the first that ends takes the others along.
+
     Args:
         control: Control socket; belongs to this object.
-        trainer: Work of a trainer: called in the forked process with its job socket, returns its exit status.
+        kind: Of the trainers.
     """
 
-    def __init__(self, control: socket.socket, trainer: Callable[[socket.socket], int]) -> None:
-        self._control, self._trainer = control, trainer
-        #: pidfd -> pid of the living trainers.
+    def __init__(self, control: socket.socket, kind: Kind) -> None:
+        self._control, self._kind = control, kind
+        #: pidfd -> pid of the living processes.
         self._children: dict[int, int] = {}
+        #: pid -> pids of all processes of its trainer, the first one's first.
+        self._groups: dict[int, list[int]] = {}
         self._poll = select.poll()
         self._poll.register(control, select.POLLIN)
 
@@ -55,8 +86,10 @@ class ForkServer:
         """Fork, and report ended trainers. Returns when the worker has closed its end."""
         while True:
             ready = {descriptor for descriptor, _ in self._poll.poll()}
-            for descriptor in ready & self._children.keys():
-                self._reap(descriptor)
+            for descriptor in sorted(ready):
+                # Another one of its trainer may have ended before, and it with it.
+                if descriptor in self._children:
+                    self._reap(descriptor)
             if self._control.fileno() in ready and not self._serve():
                 return
 
@@ -77,19 +110,23 @@ class ForkServer:
 
     def _fork(self, packet: Packet) -> None:
         number, [descriptor] = packet.values["fork"], packet.descriptors
-        connection, parent = socket.socket(fileno=descriptor), os.getpid()
-        _flush()
-        pid = os.fork()
-        if not pid:
-            self._become_trainer(connection, parent)
-        connection.close()
-        pidfd = os.pidfd_open(pid)
-        self._children[pidfd] = pid
-        self._poll.register(pidfd, select.POLLIN)
+        group, parent = Group(socket.socket(fileno=descriptor), self._kind.ranks), os.getpid()
+        pids, pidfds = [], []
+        for rank in range(self._kind.ranks):
+            _flush()
+            pid = os.fork()
+            if not pid:
+                self._become_trainer(group, rank, parent)
+            pids.append(pid)
+            pidfds.append(os.pidfd_open(pid))
+            self._children[pidfds[-1]] = pid
+            self._poll.register(pidfds[-1], select.POLLIN)
+        self._groups.update(dict.fromkeys(pids, pids))
+        group.close()
         failpoints.failpoint("trainer.forked")
-        send_packet(self._control, {"forked": number, "pid": pid}, [pidfd])
+        send_packet(self._control, {"forked": number, "pid": pids[0]}, [pidfds[0]])
 
-    def _become_trainer(self, connection: socket.socket, parent: int) -> NoReturn:
+    def _become_trainer(self, group: Group, rank: int, parent: int) -> NoReturn:
         """Be the trainer; nothing of the fork server's code runs any more in this process."""
         status = 1
         try:
@@ -97,7 +134,7 @@ class ForkServer:
             self._control.close()
             for pidfd in self._children:
                 os.close(pidfd)
-            status = self._trainer(connection)
+            status = self._kind.run(group.seat(rank))
         # The boundary of the process; a BaseException of a task ends it like any error.
         except BaseException:
             log.exception("the training process ends")
@@ -106,11 +143,25 @@ class ForkServer:
             os._exit(status)
 
     def _reap(self, pidfd: int) -> None:
-        pid = self._children.pop(pidfd)
+        status = self._waited(pidfd, pid := self._children[pidfd])
+        group = self._groups[pid]
+        # Killed all at once, before one is waited for: they may wait for each other.
+        left = {one: other for one, other in self._children.items() if other in group}
+        for other in left.values():
+            with suppress(ProcessLookupError):
+                os.kill(other, signal.SIGKILL)
+        for one, other in left.items():
+            self._waited(one, other)
+        for other in group:
+            del self._groups[other]
+        send_packet(self._control, {"ended": group[0], "status": status})
+
+    def _waited(self, pidfd: int, pid: int) -> int:
+        """Exit status of a process that has ended, or is ending."""
+        del self._children[pidfd]
         self._poll.unregister(pidfd)
         os.close(pidfd)
-        _, status = os.waitpid(pid, 0)
-        send_packet(self._control, {"ended": pid, "status": status})
+        return os.waitpid(pid, 0)[1]
 
 
 def _flush() -> None:
@@ -119,16 +170,14 @@ def _flush() -> None:
     sys.stderr.flush()
 
 
-def main(
-    arguments: Sequence[str], prepare: Callable[[], None], make_handler: Callable[[], serve.Handler]
-) -> int:
+def main(arguments: Sequence[str], prepare: Callable[[], None], kind: Kind) -> int:
     """
     Be a fork server until its worker ends.
 
     Args:
         arguments: ``--control FD --parent PID --version TEXT``.
         prepare: Imports what every trainer needs, and runs nothing.
-        make_handler: The work of a trainer; called in each.
+        kind: Of the trainers.
 
     Returns:
         Exit status.
@@ -152,5 +201,5 @@ def main(
     prepare()
     # What is here now stays: a collection in a trainer would copy every page it looks at.
     collector.started()
-    ForkServer(control, lambda connection: serve.serve(connection, make_handler())).run()
+    ForkServer(control, kind).run()
     return 0

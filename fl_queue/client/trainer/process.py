@@ -67,13 +67,18 @@ class ForkServerProcess:
         command: Of the process; ``--control FD --parent PID --version TEXT`` are added.
         environment: Its whole environment; without anything of Redis.
         fork_s: It is ended when it has not forked after so long.
+        ranks: Processes of each trainer.
     """
 
     def __init__(
-        self, command: Sequence[str], environment: Mapping[str, str], fork_s: float = FORK_S
+        self,
+        command: Sequence[str],
+        environment: Mapping[str, str],
+        fork_s: float = FORK_S,
+        ranks: int = 1,
     ) -> None:
         self._command, self._environment = list(command), dict(environment)
-        self._fork_s = fork_s
+        self._fork_s, self.ranks = fork_s, ranks
         #: Whether the last one has refused to serve this version: there has been an upgrade.
         self.is_of_other_version = False
         self._process: subprocess.Popen[bytes] | None = None
@@ -177,13 +182,17 @@ class ForkServerProcess:
 
     def status_of(self, pid: int) -> int | None:
         """Exit status of an ended trainer, as ``os.waitpid`` has it; None: it died with the fork server."""
+        self.await_end(pid)
+        return self._statuses.pop(pid, None)
+
+    def await_end(self, pid: int) -> None:
+        """Wait until the fork server has reported the end of a trainer: of all its processes."""
         until = time.monotonic() + _END_S
         with suppress(OSError, MessageError, EOFError):
             while self._is_awaited(pid) and (left := until - time.monotonic()) > 0:
                 if self._control is None or not _is_readable(self._control.fileno(), left):
                     break
                 _close(self._receive()[1])
-        return self._statuses.pop(pid, None)
 
     def forget(self, pid: int) -> None:
         """Keep no exit status of a trainer any more."""
@@ -317,6 +326,9 @@ class Trainer:
             signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
         if not _is_readable(self._pidfd, _END_S):
             log.error("training process %d does not end", self.pid)
+        # The others of a trainer with several devices end right after it.
+        if self._server.ranks > 1:
+            self._server.await_end(self.pid)
         self._close()
 
     def _close(self) -> None:

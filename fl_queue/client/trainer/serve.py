@@ -20,6 +20,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
 
+from fl_queue.client.trainer.others import Others
 from fl_queue.client.trainer.protocol import Channel, Message
 from fl_queue.common import failpoints, processes
 from fl_queue.common.offspring import Offspring, helpers
@@ -61,6 +62,35 @@ class Handler(Protocol):
 
     def end_round(self) -> None:
         """Have the job at work end soon, as its round has ended; called by a signal handler."""
+
+
+class Work:
+    """The jobs of this process, and the processes that they start."""
+
+    def __init__(self) -> None:
+        self._offspring, self._jobs = Offspring(adopt=False), 0
+
+    def end(self, request: str) -> None:
+        """End what a job has left behind. Args: ``request``: id, for the log."""
+        self._jobs += 1
+        ended = self._offspring.end(helpers())
+        if ended:
+            log.info("job %s left %d processes behind: ended", request, ended)
+
+    def idle(self, changed: list[str], beside: int = 0) -> dict[str, Any]:
+        """
+        Report that the next request may come.
+
+        Args:
+            changed: What the job has changed that a next one could see.
+            beside: Private memory of other processes that end with this one, bytes.
+        """
+        return {
+            "jobs": self._jobs,
+            "private_bytes": private_bytes() + beside,
+            "changed": changed,
+            "has_compiler": COMPILER in sys.modules,
+        }
 
 
 def begin(parent: int) -> None:
@@ -115,43 +145,45 @@ def _end_at_signals() -> None:
     _release_signals()
 
 
-def serve(connection: socket.socket, handler: Handler) -> int:
+def serve(connection: socket.socket, handler: Handler, others: Others | None = None) -> int:
     """
     Serve the requests of one worker until its socket is closed, or a job has left something behind.
+
+    Args:
+        connection: To the worker.
+        handler: The work.
+        others: The other processes of a group, which take part.
 
     Returns:
         Exit status of the process.
     """
-    channel, offspring = Channel(connection), Offspring(adopt=False)
+    channel, work, others = Channel(connection), Work(), others or Others()
 
     def on_signal(signum: int, frame: FrameType | None) -> None:
         handler.end_round()
 
     signal.signal(signal.SIGUSR1, on_signal)
-    jobs = 0
     try:
         while (request := channel.receive()) is not None:
-            jobs += 1
-            reply = _handled(channel, handler, request)
+            others.ask(request)
+            reply = others.joined(request, _handled(channel, handler, request))
             _flush()
             channel.send(Message("answer", request.id, reply.body))
-            ended = offspring.end(helpers())
-            if ended:
-                log.info("job %s left %d processes behind: ended", request.id, ended)
+            work.end(request.id)
             failpoints.failpoint("trainer.tidied")
             if reply.is_last:
                 return EXIT_FRESH
-            changed = handler.tidy()
-            for what in changed:
+            theirs, beside = others.tidied(request)
+            for what in (changed := [*handler.tidy(), *theirs]):
                 log.info("%s changed in a job; a fresh process next time", what)
             _flush()
-            channel.send(Message("idle", request.id, _idle(jobs, changed)))
+            channel.send(Message("idle", request.id, work.idle(changed, beside)))
             if changed:
                 return EXIT_FRESH
     except (BrokenPipeError, ConnectionResetError):
         pass  # The worker has ended, and nothing of this process is wanted any more.
     except MessageError as exc:
-        log.error("a request that cannot be used: %s", exc)
+        log.error("the training process ends: %s", exc)
         return 1
     return 0
 
@@ -165,15 +197,6 @@ def _handled(channel: Channel, handler: Handler, request: Message) -> Reply:
         channel.send(Message("progress", request.id, body))
 
     return handler.handle(request.body, report)
-
-
-def _idle(jobs: int, changed: list[str]) -> dict[str, Any]:
-    return {
-        "jobs": jobs,
-        "private_bytes": private_bytes(),
-        "changed": changed,
-        "has_compiler": COMPILER in sys.modules,
-    }
 
 
 def private_bytes(smaps: Path = _SMAPS) -> int:
