@@ -1,4 +1,4 @@
-"""A trainer of several processes, each with a device of its own (here: two on the CPU), beside one process."""
+"""A trainer of several processes, each with a device of its own (here: three on the CPU), beside one process."""
 
 from __future__ import annotations
 
@@ -39,18 +39,19 @@ from workers import site_worker
 MODULE = "tests.support.devices_task"
 #: A rounding or two of float32.
 CLOSE = {"rtol": 2e-5, "atol": 2e-6}
-TRAIN = {"epochs": 2, "batch_size": 8, "learning_rate": 0.1}
+#: The last batch has fewer samples than there are processes.
+TRAIN = {"epochs": 2, "batch_size": 7, "learning_rate": 0.1, "evaluation_batch": 7}
 
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WorkerSettings]:
-    """A worker with one fork server for all tests here, whose trainers are two processes."""
+    """A worker with one fork server for all tests here, whose trainers are three processes."""
     made = settings_of(
         tmp_path_factory.mktemp("devices"),
         allow=(f"{MODULE}:*",),
         trainer_jobs=0,
         trainers=1,
-        devices=("cpu", "cpu"),
+        devices=("cpu", "cpu", "cpu"),
     )
     made.outbox.mkdir(parents=True, exist_ok=True)
     with pytest.MonkeyPatch.context() as patch:
@@ -122,6 +123,7 @@ def descendants() -> set[int]:
         ("Plain", {"train": {"accumulate": 3, "clip_norm": 0.5, "weight_decay": 0.01}}),
         ("Plain", {"aggregation": {"strategy": "scaffold", "weighting": "uniform"}}),
         ("Plain", {"aggregation": {"strategy": "ditto"}}),
+        ("Amounts", {}),
         ("Normed", {}),
         ("Normed", {"train": {"accumulate": 2}}),
         ("Tokens", {}),
@@ -140,7 +142,7 @@ def test_an_update_is_that_of_the_whole_batch(
         np.testing.assert_allclose(numbers(found), numbers(wanted), **close)
         sums = found.header.train_metrics["loss_sum"]
         assert sums == pytest.approx(wanted.header.train_metrics["loss_sum"], rel=1e-4)
-        assert found.header.environment["devices"] == 2
+        assert found.header.environment["devices"] == 3
         assert "devices" not in wanted.header.environment
         if number == 1:
             # Batches are evaluated as in one process, and added up in their order.
@@ -191,7 +193,7 @@ def test_one_trainer_serves_several_rounds(site: WorkerSettings) -> None:
         made.train(number)
         made.evaluate(number)
 
-    assert len(pids) == 2
+    assert len(pids) == 3
     assert descendants() == pids
 
 
