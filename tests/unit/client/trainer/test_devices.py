@@ -120,7 +120,17 @@ def descendants() -> set[int]:
     [
         ("Plain", {}),
         ("Plain", {"train": {"batch_size": 36, "momentum": 0.9, "schedule": "cosine", "ema": 0.5}}),
-        ("Plain", {"train": {"accumulate": 3, "clip_norm": 0.5, "weight_decay": 0.01}}),
+        (
+            "Plain",
+            {
+                "train": {
+                    "accumulate": 3,
+                    "clip_norm": 0.5,
+                    "momentum": 0.9,
+                    "optimizer_state": "keep",
+                }
+            },
+        ),
         ("Plain", {"aggregation": {"strategy": "scaffold", "weighting": "uniform"}}),
         ("Plain", {"aggregation": {"strategy": "ditto"}}),
         ("Amounts", {}),
