@@ -110,7 +110,7 @@ class OwnLoop(Plain):
     """Trains by a loop of its own."""
 
     def train(self, model: Any, data: Any, context: ClientContext, on_epoch: Any) -> Any:
-        """The same as the default, but nobody knows."""
+        """The same as the default, which cannot be seen."""
         return local_sgd(model, data.train, functional.cross_entropy, self.sgd_options(context))
 
 
