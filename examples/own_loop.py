@@ -44,3 +44,24 @@ class OwnLoop(Task):
                 total += loss.item() * len(y)
         count = len(data.train)
         return {"num_examples": count, "loss_sum": total / context.epochs}
+
+
+class ByConfig(OwnLoop):
+    """The same with the batches, the optimizer and the steps of the config's ``[train]``, and a loss of its own."""
+
+    def train(
+        self, model: nn.Module, data: ClientData, context: ClientContext, on_epoch: OnEpoch
+    ) -> Mapping[str, float]:
+        """Train towards targets that are mixed with those of other samples."""
+        training = context.training
+        assert training is not None
+        total = 0.0
+        for _ in range(context.epochs):
+            for x, y in training.batches(data.train):
+                other = torch.randperm(len(y))
+                with training.forward():
+                    scores = model(0.8 * x + 0.2 * x[other])
+                    loss = 0.8 * self.loss(scores, y) + 0.2 * self.loss(scores, y[other])
+                training.step(loss)
+                total += loss.item() * len(y)
+        return {"num_examples": len(data.train), "loss_sum": total / context.epochs}

@@ -166,8 +166,10 @@ def trained(
     def report(epoch: int, epochs: int, found: Mapping[str, float]) -> None:
         on_epoch(_counted(task, epoch), _counted(task, epochs), _finished(task, found))
 
-    with LocalTraining(model, context.rule).watching() as training:
+    made = LocalTraining(model, context.rule, lambda: task.sgd_options(context))
+    with made.watching() as training:
         found = task.train(model, data, replace(context, training=training), report)
+        training.finish()
     return _sums(task, "train", found)
 
 

@@ -6,13 +6,17 @@ Imports torch. No Redis here.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fl_queue.strategies.gradient_sum import GradientSum
 from fl_queue.training.kept_optimizer import KeptOptimizer
+
+#: A parameter, its anchor, room for what is between the two, and its offset.
+_Terms = tuple[nn.Parameter, Tensor | None, Tensor | None, Tensor | None]
 
 
 class LocalRule:
@@ -49,6 +53,8 @@ class LocalRule:
         self.optimizer: KeptOptimizer | None = None
         self.steps = 0
         self._rooms: dict[torch.Size, Tensor] = {}
+        #: By the id of a parameter, which is held beside its terms.
+        self._terms: dict[int, _Terms] = {}
         #: Parameters that a step with the terms may have changed.
         self.seen: set[nn.Parameter] = set()
         #: How often the gradients count so far; followed where ``only_sgd``.
@@ -72,15 +78,40 @@ class LocalRule:
         """Add to the gradients themselves, of those parameters that have one."""
         if not self.has_terms:
             return
-        for parameter in parameters:
-            if parameter.grad is None:
-                continue
-            if parameter in self.anchors:
-                away = self._room(parameter)
-                torch.sub(parameter, _beside(parameter, self.anchors), out=away)
-                parameter.grad.add_(away, alpha=self.proximal)
-            if parameter in self.offsets:
-                parameter.grad.add_(_beside(parameter, self.offsets))
+        held = [one for one in parameters if one.grad is not None]
+        if held and held[0].device.type == "cuda":
+            self._add_to_lists(held)
+            return
+        for parameter in held:
+            gradient, terms = parameter.grad, self._terms.get(id(parameter))
+            if terms is None or not _is_beside(parameter, terms):
+                terms = self._terms[id(parameter)] = self._terms_of(parameter)
+            assert gradient is not None
+            _, anchor, room, offset = terms
+            if anchor is not None and room is not None:
+                torch.sub(parameter, anchor, out=room)
+                gradient.add_(room, alpha=self.proximal)
+            if offset is not None:
+                gradient.add_(offset)
+
+    def _add_to_lists(self, held: Sequence[nn.Parameter]) -> None:
+        """The same on an accelerator, where starting an operation costs more than the arithmetic of a small tensor."""
+        pulled: list[Tensor] = [one for one in held if one in self.anchors]
+        if pulled:
+            anchors: Any = [_beside(one, self.anchors) for one in held if one in self.anchors]
+            away: Any = torch._foreach_sub(pulled, anchors)
+            torch._foreach_add_(_gradients(pulled), away, alpha=self.proximal)
+        shifted: list[Tensor] = [one for one in held if one in self.offsets]
+        if shifted:
+            offsets: Any = [_beside(one, self.offsets) for one in held if one in self.offsets]
+            torch._foreach_add_(_gradients(shifted), offsets)
+
+    def _terms_of(self, parameter: nn.Parameter) -> _Terms:
+        """What is added to a parameter's gradient, looked up once: to hash a parameter is a call of Python."""
+        anchor = _beside(parameter, self.anchors) if parameter in self.anchors else None
+        offset = _beside(parameter, self.offsets) if parameter in self.offsets else None
+        room = None if anchor is None else self._room(parameter)
+        return parameter, anchor, room, offset
 
     def _room(self, parameter: nn.Parameter) -> Tensor:
         """Room for a tensor like a parameter: allocating it in each step costs more than the arithmetic."""
@@ -114,3 +145,14 @@ def _beside(parameter: nn.Parameter, tensors: dict[nn.Parameter, Tensor]) -> Ten
     if found.device != parameter.device or found.dtype != parameter.dtype:
         found = tensors[parameter] = found.to(parameter)
     return found
+
+
+def _is_beside(parameter: nn.Parameter, terms: _Terms) -> bool:
+    """Whether terms are still of a parameter's device and dtype."""
+    found = terms[1] if terms[1] is not None else terms[3]
+    return found is None or (found.dtype is parameter.dtype and found.device == parameter.device)
+
+
+def _gradients(parameters: Sequence[Tensor]) -> list[Tensor]:
+    """The gradients of parameters that have one."""
+    return [one.grad for one in parameters if one.grad is not None]

@@ -7,7 +7,7 @@ Imports torch. No Redis here.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -85,7 +85,7 @@ class LocalStep:
         self._settings, self._rule = settings, rule
         groups = settings.groups(model)
         self.parameters = [one for group in groups for one in group["params"]]
-        self._optimizer = settings.recipe.updater(groups)
+        self.updater = settings.recipe.updater(groups)
         self._rates = [group.get("lr", settings.recipe.learning_rate) for group in groups]
         self._taken = 0
         self._mean = {one: one.detach().clone() for one in self.parameters} if settings.ema else {}
@@ -94,7 +94,7 @@ class LocalStep:
         if rule is not None and rule.only_sgd:
             self._check_sgd(rule.only_sgd, groups)
         if rule is not None and rule.optimizer is not None:
-            rule.optimizer.restore(self._optimizer, self.parameters, settings.scaled)
+            rule.optimizer.restore(self.updater, self.parameters, settings.scaled)
 
     def _check_sgd(self, why: str, groups: Groups) -> None:
         if self._settings.recipe.name != "sgd":
@@ -114,7 +114,7 @@ class LocalStep:
         Raises:
             ConfigError: A step would forget those before it, or its optimizer's parts cannot be followed.
         """
-        optimizer = self._optimizer
+        optimizer = self.updater
         if self._rule is not None and self._rule.optimizer is not None:
             raise ConfigError(
                 "train.optimizer_state",
@@ -139,6 +139,12 @@ class LocalStep:
         steps = Steps(rates, float(group["momentum"]), pull, nesterov, self._settings.ema)
         self.parts = Parts.of(count, steps, device)
 
+    def set_count(self, count: int) -> None:
+        """Set how many steps the schedule has, where that was not known at first."""
+        if self._settings.schedule.steps != count:
+            schedule = replace(self._settings.schedule, steps=count)
+            self._settings = replace(self._settings, schedule=schedule)
+
     def skipped(self) -> None:
         """Pass over a step whose gradient overflowed."""
         self._taken += 1
@@ -155,7 +161,7 @@ class LocalStep:
             self.parts.stepped(_clipped(norm, settings.clip_norm))
         factor = settings.schedule.factor(self._taken)
         self._taken += 1
-        self._optimizer.step(factor, self._rule)
+        self.updater.step(factor, self._rule)
         if self._rule is not None:
             nesterov = bool(settings.recipe.options.get("nesterov"))
             rate = settings.recipe.learning_rate * factor
@@ -169,7 +175,7 @@ class LocalStep:
         for parameter, mean in self._mean.items():
             parameter.copy_(mean)
         if self._rule is not None and self._rule.optimizer is not None:
-            self._rule.optimizer.keep(self._optimizer, self._settings.scaled)
+            self._rule.optimizer.keep(self.updater, self._settings.scaled)
 
 
 def _clipped(norm: Tensor | None, most: float) -> Tensor | float:

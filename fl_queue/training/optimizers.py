@@ -58,11 +58,18 @@ def is_stepped_here(optimizer: torch.optim.Optimizer) -> bool:
 
 
 class TorchUpdater:
-    """An optimizer of torch. Args: ``optimizer``: with the learning rates of the round."""
+    """
+    An optimizer of torch.
 
-    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+    Args:
+        optimizer: With the learning rates of the round.
+        is_own: Whether a loop of the user's own may step it, too.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, is_own: bool = False) -> None:
         self.optimizer = optimizer
-        setattr(optimizer, _STEPPED_HERE, True)
+        if not is_own:
+            setattr(optimizer, _STEPPED_HERE, True)
         self._rates = [group["lr"] for group in optimizer.param_groups]
 
     def step(self, factor: float = 1.0, rule: LocalRule | None = None) -> None:
@@ -104,6 +111,8 @@ class Recipe:
         options: ``train.optimizer_options``.
         device: Of the parameters.
         own: Makes an own one.
+        as_torch: Whether a loop of the user's own may step it: it is one of torch's, and the terms are added
+            where it is stepped.
     """
 
     learning_rate: float
@@ -113,6 +122,7 @@ class Recipe:
     options: Mapping[str, Any] = field(default_factory=dict)
     device: str = "cpu"
     own: Maker | None = None
+    as_torch: bool = False
 
     def updater(self, groups: Groups) -> Updater:
         """
@@ -124,6 +134,8 @@ class Recipe:
         Raises:
             ConfigError: An option cannot be used, or an own optimizer is none.
         """
+        if self.as_torch:
+            return TorchUpdater(self.optimizer(groups), is_own=True)
         if self.name == "sgd" and not self.device.startswith("cuda"):
             nesterov = bool(options_of("sgd", self.options)["nesterov"])
             groups = _with_rates(groups, self.learning_rate)

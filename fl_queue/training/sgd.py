@@ -11,14 +11,12 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fl_queue import metrics
-from fl_queue.errors import ConfigError, DataError
 from fl_queue.training.batches import BatchPass, Forward, Items, Loss, fetch, items_in, leaves
 from fl_queue.training.classification import loss_sums
 from fl_queue.training.collation import Collate
@@ -28,12 +26,11 @@ from fl_queue.training.joint_norms import JointNorms
 from fl_queue.training.local_rule import LocalRule
 from fl_queue.training.local_step import LocalStep, StepSettings
 from fl_queue.training.mixed_precision import Precision
-from fl_queue.training.model_tensors import BATCH_NORM_LAYERS
 from fl_queue.training.optimizers import Maker, Recipe
 from fl_queue.training.ranks import Ranks
-from fl_queue.training.row_floor import check_batch
-from fl_queue.training.sample_sets import Samples, cut, cuts_of, joined, part_of, size_of, whole
+from fl_queue.training.sample_sets import Samples, cut, joined, part_of, size_of, whole
 from fl_queue.training.schedules import Schedule
+from fl_queue.training.step_cuts import step_groups, training_cuts
 
 __all__ = [
     "LocalRule",
@@ -197,11 +194,11 @@ class _Training:
         seed = options.seed if self._ranks is None else self._ranks.own_seed(options.seed)
         seed_torch(seed, options.device)
         self._count, self._floor = size_of(dataset), 1 if rule is None else rule.fewest
-        self._cuts = _training_cuts(
+        self._cuts = training_cuts(
             model, self._count, options.batch_size, options.accumulate, self._floor
         )
         #: Of each step, the sizes of its batches.
-        self._groups = _groups(self._cuts, options.accumulate, self._floor)
+        self._groups = step_groups(self._cuts, options.accumulate, self._floor)
         self._precision = Precision(options.precision, options.device)
         settings = options.steps(options.epochs * len(self._groups), self._precision)
         self._optimizer = LocalStep(model, settings, rule)
@@ -353,43 +350,3 @@ def into_training(model: nn.Module) -> None:
     for module in model.modules():
         if getattr(module, _STAYS, False):
             module.eval()
-
-
-def _training_cuts(
-    model: nn.Module, count: int, batch_size: int, accumulate: int, fewest: int
-) -> list[int]:
-    """
-    Ends of the batches of an epoch.
-
-    Raises:
-        ConfigError: Batches are too small for BatchNorm, or steps too small for the site.
-        DataError: A single sample, and the model has BatchNorm.
-    """
-    normalised = any(isinstance(module, BATCH_NORM_LAYERS) for module in model.modules())
-    # Statistics of BatchNorm are of a batch, and not of a step.
-    check_batch(fewest, batch_size, 1 if normalised else accumulate)
-    cuts = cuts_of(count, batch_size)
-    if len(cuts) > 1 and cuts[-1] - cuts[-2] < min(fewest, batch_size):
-        del cuts[-2]
-    if not normalised:
-        return cuts
-    if batch_size == 1:
-        raise ConfigError(
-            "train.batch_size", "1 cannot train a model with BatchNorm; use 2 or more", public=True
-        )
-    if count == 1:
-        raise DataError(
-            "training data", "a single sample cannot train a model with BatchNorm", public=True
-        )
-    if len(cuts) > 1 and cuts[-1] - cuts[-2] == 1:
-        del cuts[-2]
-    return cuts
-
-
-def _groups(cuts: list[int], accumulate: int, fewest: int) -> list[list[int]]:
-    """Of each step, the sizes of its batches; a last step of too few samples joins the one before it."""
-    sizes = [end - start for start, end in pairwise([0, *cuts])]
-    groups = [sizes[first : first + accumulate] for first in range(0, len(sizes), accumulate)]
-    if len(groups) > 1 and sum(groups[-1]) < fewest:
-        groups[-2:] = [groups[-2] + groups[-1]]
-    return groups

@@ -9,7 +9,7 @@ torch. No Redis here.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -21,8 +21,12 @@ from torch.optim.optimizer import (
 )
 
 from fl_queue.errors import ConfigError
+from fl_queue.training import stopping
 from fl_queue.training.local_rule import LocalRule
 from fl_queue.training.optimizers import is_stepped_here
+from fl_queue.training.own_loop import OwnLoop
+from fl_queue.training.sample_sets import Samples
+from fl_queue.training.sgd import SgdOptions
 
 #: Names of parameters' classes that hold parts of several parameters, or a part of one.
 _SHARDED = ("FlatParameter", "DTensor")
@@ -41,30 +45,97 @@ class LocalTraining:
     Args:
         model: The model in training.
         rule: The strategy's terms; None: there is nothing to add or to count.
+        options: Makes what ``[train]`` and the site decide, when a loop asks for it; None: it cannot ask.
     """
 
-    def __init__(self, model: nn.Module, rule: LocalRule | None) -> None:
-        self._rule = rule
+    def __init__(
+        self,
+        model: nn.Module,
+        rule: LocalRule | None,
+        options: Callable[[], SgdOptions] | None = None,
+    ) -> None:
+        self._rule, self._model, self._options = rule, model, options
+        self._loop: OwnLoop | None = None
         self._parameters = {one for one in model.parameters() if one.requires_grad}
-        #: Optimizer -> how many parameters it had, and those of the model.
-        self._held: dict[Optimizer, tuple[int, list[nn.Parameter]]] = {}
+        #: Optimizer -> how many parameters each of its groups had, and those of the model.
+        self._held: dict[Optimizer, tuple[list[int], list[nn.Parameter]]] = {}
         #: The optimizer whose step has begun and not ended.
         self._open: Optimizer | None = None
 
     @contextmanager
     def watching(self) -> Iterator[LocalTraining]:
         """Hold the hook within this block."""
-        if self._rule is None:
-            yield self
-            return
         handles = [register_optimizer_step_pre_hook(self._before)]
-        if self._rule.has_terms or self._rule.only_sgd:
+        if self._rule is not None and (self._rule.has_terms or self._rule.only_sgd):
             handles.append(register_optimizer_step_post_hook(self._after))
         try:
             yield self
         finally:
             for handle in handles:
                 handle.remove()
+
+    @property
+    def loop(self) -> OwnLoop:
+        """The parts of ``local_sgd`` for a loop of the task's own."""
+        if self._loop is None:
+            if self._options is None:
+                raise _refused("this training has no options of [train]; begin it with a task")
+            self._loop = OwnLoop(self._model, self._options(), self._rule)
+        return self._loop
+
+    def batches(self, dataset: Samples) -> Iterator[Any]:
+        """
+        The batches of one epoch, as ``local_sgd`` makes them: in a new random order, collated, on the device.
+
+        Args:
+            dataset: Such as ``data.train``.
+
+        Raises:
+            ConfigError, DataError: As of ``local_sgd``.
+        """
+        return self.loop.batches(dataset)
+
+    def optimizer(self, model: nn.Module | None = None) -> Optimizer:
+        """
+        An optimizer of torch as ``[train]`` has it, with what the client has kept of its state.
+
+        Its groups, options and learning rate are set. A loop that steps it itself clips, accumulates, scales and
+        schedules by itself, too; ``step`` does that as ``[train]`` has it.
+
+        Args:
+            model: A part of the model; None: all of it.
+
+        Raises:
+            ConfigError: An option cannot be used, or ``train.ema`` is set, which follows the steps of ``step``.
+        """
+        return self.loop.optimizer(self._model if model is None else model)
+
+    def forward(self) -> AbstractContextManager[Any]:
+        """Around a forward pass and its loss: computes in ``train.precision``."""
+        return self.loop.forward()
+
+    def step(self, loss: Tensor) -> bool:
+        """
+        Compute the gradients of a batch; at the end of a step, clip, add the strategy's terms, and update.
+
+        By ``[train]``: ``accumulate``, ``clip_norm``, ``precision``, ``schedule``, ``optimizer``. With ``batches``
+        around it the bits are those of ``local_sgd``.
+
+        Args:
+            loss: The mean of a batch.
+
+        Returns:
+            Whether the parameters were to be updated; False within an accumulation.
+
+        Raises:
+            ConfigError: A schedule without ``batches``, or several optimizers.
+        """
+        return self.loop.step(loss)
+
+    def finish(self) -> None:
+        """End the training: keep the optimizer's state, and put the mean of the weights in place."""
+        if self._loop is not None:
+            self._loop.finish()
 
     def add_terms(self, parameters: Iterable[nn.Parameter] | None = None) -> None:
         """
@@ -99,7 +170,16 @@ class LocalTraining:
     def _before(
         self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> _Arguments | None:
-        """The hook before a step. Args: ``args``: the optimizer, and perhaps a closure."""
+        """
+        The hook before a step.
+
+        Args:
+            args: The optimizer, and perhaps a closure.
+
+        Raises:
+            stopping.NotWanted: The round has ended.
+        """
+        stopping.check()
         rule = self._rule
         if rule is None or rule.is_in_step:
             return None
@@ -125,15 +205,27 @@ class LocalTraining:
 
     def _of_model(self, optimizer: Optimizer) -> list[nn.Parameter]:
         """The model's parameters that an optimizer holds."""
-        count = sum(len(group["params"]) for group in optimizer.param_groups)
+        counts = [len(group["params"]) for group in optimizer.param_groups]
         known = self._held.get(optimizer)
-        if known is None or known[0] != count:
+        if known is None or known[0] != counts:
             every = [one for group in optimizer.param_groups for one in group["params"]]
-            known = count, [one for one in every if one in self._parameters]
+            known = counts, [one for one in every if one in self._parameters]
             self._held[optimizer] = known
+            self._check_whole(optimizer, known[1])
             if self._rule is not None and not is_stepped_here(optimizer):
                 self._rule.seen.update(known[1])
         return known[1]
+
+    def _check_whole(self, optimizer: Optimizer, held: list[nn.Parameter]) -> None:
+        """Raises ConfigError for an optimizer of parts of parameters; looked at once, as it stays so."""
+        rule = self._rule
+        if rule is None or not held or not (rule.has_terms or rule.only_sgd):
+            return
+        name, package = type(optimizer).__name__, type(optimizer).__module__.partition(".")[0]
+        if package == "deepspeed" or any(type(one).__name__ in _SHARDED for one in held):
+            raise _refused(
+                f"{name} holds parts of parameters (DeepSpeed, FSDP); train on one device"
+            )
 
     def _check(self, optimizer: Optimizer, held: list[nn.Parameter], rule: LocalRule) -> None:
         """Raises ConfigError for a step to whose gradients nothing can be added."""
@@ -147,14 +239,7 @@ class LocalTraining:
             raise _refused(
                 f"{name} unscales gradients in its kernel, where nothing can be added; make it with fused=False"
             )
-        if type(optimizer).__module__.partition(".")[0] == "deepspeed" or any(
-            type(one).__name__ in _SHARDED for one in held
-        ):
-            raise _refused(
-                f"{name} holds parts of parameters (DeepSpeed, FSDP); train on one device"
-            )
-        has_sparse = any(one.grad is not None and one.grad.is_sparse for one in held)
-        if rule.has_terms and has_sparse:
+        if rule.has_terms and any(one.grad is not None and one.grad.is_sparse for one in held):
             raise _refused(f"{name} has sparse gradients; build the embedding with sparse=False")
         if rule.only_sgd:
             self._check_sgd(optimizer, rule)

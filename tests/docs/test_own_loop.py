@@ -19,11 +19,12 @@ def in_the_folder_of_the_examples(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(EXAMPLES))
 
 
-def test_the_guide_shows_the_loop_of_the_example() -> None:
+def test_the_guide_shows_the_loops_of_the_example() -> None:
     guide = (ROOT / "docs/guides/your-own-task.md").read_text()
-    shown = guide.split("`examples/own_loop.py`")[1].split("```python\n")[1].split("```")[0]
+    blocks = guide.split("`examples/own_loop.py`")[1].split("```python\n")[1:3]
 
-    assert shown in (EXAMPLES / "own_loop.py").read_text()
+    for block in blocks:
+        assert block.split("```")[0] in (EXAMPLES / "own_loop.py").read_text()
 
 
 def config_of(strategy: str) -> RunConfig:
@@ -36,6 +37,18 @@ def config_of(strategy: str) -> RunConfig:
 @pytest.mark.parametrize("strategy", ["fedprox", "feddyn", "ditto"])
 def test_the_example_makes_an_update(strategy: str) -> None:
     found = trial.run_trial(config_of(strategy))
+
+    assert (found.problem, found.num_examples) == ("", 90)
+    assert found.largest > 0
+
+
+@pytest.mark.parametrize("strategy", ["fedprox", "scaffold"])
+def test_the_loop_by_the_config_makes_an_update(strategy: str) -> None:
+    raw = config_of(strategy).to_dict()
+    raw["run"]["task"] = "own_loop:ByConfig"
+    raw["train"] |= {"schedule": "cosine", "accumulate": 2, "momentum": 0.9}
+
+    found = trial.run_trial(RunConfig.from_dict(raw))
 
     assert (found.problem, found.num_examples) == ("", 90)
     assert found.largest > 0

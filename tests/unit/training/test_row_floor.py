@@ -21,7 +21,7 @@ from fl_queue.config.run_config import RunConfig
 from fl_queue.errors import ConfigError, UpdateWithheld
 from fl_queue.experiments import launching
 from fl_queue.strategies import get_strategy
-from fl_queue.training import row_floor, sgd
+from fl_queue.training import row_floor, sgd, step_cuts
 from fl_queue.training.local_step import LocalStep
 from tests.support.site_jobs import SiteJob
 
@@ -152,8 +152,8 @@ def model_of(seed: int = 1) -> nn.Linear:
 
 
 def batches_of(count: int, batch_size: int, accumulate: int, fewest: int) -> list[list[int]]:
-    cuts = sgd._training_cuts(model_of(), count, batch_size, accumulate, fewest)
-    return sgd._groups(cuts, accumulate, fewest)
+    cuts = step_cuts.training_cuts(model_of(), count, batch_size, accumulate, fewest)
+    return step_cuts.step_groups(cuts, accumulate, fewest)
 
 
 def test_a_short_last_batch_joins_the_one_before() -> None:
@@ -168,8 +168,8 @@ def test_a_short_last_batch_joins_the_one_before() -> None:
 def test_statistics_of_batch_norm_are_of_as_many() -> None:
     model = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
     with pytest.raises(ConfigError, match="--min-batch"):
-        sgd._training_cuts(model, 40, 5, 2, 10)
-    assert sgd._training_cuts(model, 21, 10, 1, 1) == [10, 21]
+        step_cuts.training_cuts(model, 40, 5, 2, 10)
+    assert step_cuts.training_cuts(model, 21, 10, 1, 1) == [10, 21]
 
 
 def test_a_floor_changes_no_bit_of_whole_batches() -> None:

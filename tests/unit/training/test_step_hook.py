@@ -409,3 +409,23 @@ def test_without_terms_a_loop_keeps_its_bits_and_other_models_are_passed_over() 
 
     assert torch.equal(plain.weight, watched.weight)
     assert rule.steps == STEPS
+
+
+@pytest.mark.parametrize("proximal", [0.0, 0.3])
+def test_terms_are_the_same_by_lists_of_tensors(proximal: float) -> None:
+    """As on an accelerator; one parameter has an anchor, one an offset, one both and one no gradient."""
+    found = []
+    for by_lists in (False, True):
+        drawn = torch.Generator().manual_seed(3)
+        tensors = [torch.randn(4, 3, generator=drawn) for _ in range(16)]
+        parameters = [nn.Parameter(one) for one in tensors[:4]]
+        for one, gradient in zip(parameters[:3], tensors[4:7], strict=True):
+            one.grad = gradient
+        anchors = {parameters[index]: tensors[8 + index] for index in (0, 2, 3)} if proximal else {}
+        offsets = {parameters[index]: tensors[12 + index] for index in (1, 2, 3)}
+        rule = LocalRule(proximal, anchors, offsets)
+        with torch.no_grad():
+            (rule._add_to_lists if by_lists else rule.add_terms)(parameters[:3])
+        found.append([one.grad for one in parameters[:3]])
+
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
