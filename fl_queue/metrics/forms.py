@@ -16,10 +16,13 @@ A metric whose denominator is 0 has no value. No torch here.
 
 from __future__ import annotations
 
+import logging
 import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
+from types import MappingProxyType
 from typing import Any, Literal, get_args
 
 from fl_queue.errors import ConfigError
@@ -30,6 +33,19 @@ DIRECTIONS: tuple[Direction, ...] = get_args(Direction)
 MAX_LENGTH = 256
 #: Most entries of a vector of a task's own sums, and most such sums.
 MAX_OWN_LENGTH, MAX_OWN = 60, 24
+#: Last word, or last two, of names that mean the same everywhere -> which way they are better.
+_USUAL: Mapping[str, Direction] = MappingProxyType(
+    {
+        **dict.fromkeys(
+            ("accuracy", "precision", "recall", "sensitivity", "specificity", "f1", "auc", "auroc", "dice", "iou", "r2", "bleu"),
+            "max",
+        ),
+        **dict.fromkeys(
+            ("loss", "error", "mae", "mse", "rmse", "mape", "perplexity", "hamming", "nll", "error_rate"), "min"
+        ),
+    }
+)  # fmt: skip
+_log = logging.getLogger(__name__)
 _SIZES = {"ratio": 2, "root": 2, "exp": 2, "r2": 4}
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,47}")
 _KEY = re.compile(rf"({_NAME.pattern})\.(ratio|root|exp|macro|r2)\.(max|min)")
@@ -93,6 +109,26 @@ _FINISH: Mapping[str, Any] = {
 }
 
 
+def usual_direction(name: str) -> Direction | None:
+    """Which way a metric is better by its name, such as ``val_accuracy``; None: the name does not show it."""
+    words = name.split("_")
+    # Of parts of it, such as accuracy_gap or f1_std, nothing is known.
+    return _USUAL.get("_".join(words[-2:])) or _USUAL.get(words[-1])
+
+
+@cache
+def _warn_of(name: str, direction: str) -> None:
+    """Warn once: a task's metrics are asked for in every evaluation."""
+    other = "min" if direction == "max" else "max"
+    _log.warning(
+        'metrics: %s is declared as better where it is %s; if it is what its name means, declare direction="%s", '
+        "else give it another name: run.select and patience follow the direction",
+        name,
+        "higher" if direction == "max" else "lower",
+        other,
+    )
+
+
 @dataclass(frozen=True)
 class OwnMetric:
     """
@@ -129,6 +165,8 @@ class OwnMetric:
                 f"{self.name}: direction is {str(self.direction)[:40]!r}; write max or min",
                 public="a direction is neither max nor min",
             )
+        if usual_direction(self.name) not in (None, self.direction):
+            _warn_of(self.name, self.direction)
 
     @property
     def key(self) -> str:

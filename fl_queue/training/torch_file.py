@@ -12,6 +12,7 @@ from __future__ import annotations
 import pickle
 import sys
 import warnings
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -22,6 +23,10 @@ from fl_queue.common.safetensors_head import safetensors_head
 
 #: Exit status with a reason on standard output.
 CANNOT_READ = 3
+_ARCHIVE = b"PK\x03\x04"
+#: Tensors that repeat their elements (``expand``), or one another (tied weights), may be larger than their file: each
+#: of them up to this many bytes, and all together this many times the file.
+_REPEATED_BYTES, _REPEATED_TIMES = 16 * 1024**2, 32
 #: dtype -> its name in a safetensors file.
 _NAMES = {
     torch.float64: "F64",
@@ -57,9 +62,74 @@ def convert(source: Path, target: Path) -> None:
     Write the tensors of a torch file as a safetensors file.
 
     Raises:
-        Unreadable: It holds code, no tensors, or tensors that no model has; or it is damaged.
+        Unreadable: It holds code, no tensors, or tensors that no model has; it is damaged, or would expand
+            to much more than its size.
     """
-    _write(_tensors(_load(source)), target)
+    _check_archive(source)
+    tensors = _tensors(_load(source))
+    _check_sizes(tensors, source.stat().st_size)
+    _write(tensors, target)
+
+
+def _check_archive(path: Path) -> None:
+    """
+    Look at the directory of an archive before anything of it is read.
+
+    Raises:
+        Unreadable: A part is compressed, or the parts are larger than the file.
+    """
+    with path.open("rb") as file:
+        if file.read(len(_ARCHIVE)) != _ARCHIVE:
+            return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            parts = archive.infolist()
+    except (zipfile.BadZipFile, OSError, ValueError) as exc:
+        raise Unreadable("is not a readable torch file; save model.state_dict() again") from exc
+    if any("/code/" in part.filename for part in parts):
+        raise Unreadable("holds code, and only tensors are read")
+    compressed = [
+        part
+        for part in parts
+        if part.compress_type != zipfile.ZIP_STORED or part.file_size != part.compress_size
+    ]
+    if compressed:
+        part = max(compressed, key=lambda one: one.file_size)
+        raise Unreadable(
+            f"its part {part.filename[:80]!r} is compressed, {part.file_size:,} bytes in {part.compress_size:,}, "
+            "and torch compresses none; save model.state_dict() again"
+        )
+    total, size = sum(part.file_size for part in parts), path.stat().st_size
+    if total > size:
+        raise Unreadable(
+            f"its parts have {total:,} bytes, and the file {size:,}; save model.state_dict() again"
+        )
+
+
+def _check_sizes(tensors: Mapping[str, torch.Tensor], size: int) -> None:
+    """
+    Look at the sizes of tensors before their elements are written out.
+
+    Args:
+        size: Bytes of the file.
+
+    Raises:
+        Unreadable: A tensor, or all of them, would be much larger than the file.
+    """
+    total, most = 0, _REPEATED_TIMES * size + _REPEATED_BYTES
+    for name, tensor in tensors.items():
+        nbytes = tensor.numel() * tensor.element_size()
+        total += nbytes
+        if nbytes > max(size, _REPEATED_BYTES):
+            raise Unreadable(
+                f"tensor {name[:80]!r} of shape {list(tensor.shape)} would have {nbytes:,} bytes, and the file has "
+                f"{size:,}: its elements repeat; save what they are, and repeat them in the model"
+            )
+        if total > most:
+            raise Unreadable(
+                f"its tensors up to {name[:80]!r} would have {total:,} bytes, more than {most:,} "
+                f"({_REPEATED_TIMES} times the file): they repeat one another; save each of them once"
+            )
 
 
 def _load(path: Path) -> object:

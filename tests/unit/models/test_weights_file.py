@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import zipfile
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -216,3 +217,63 @@ def test_any_bytes_are_tensors_or_an_error(data: bytes) -> None:
 
 def test_the_child_process_and_its_caller_have_one_exit_status() -> None:
     assert torch_file.CANNOT_READ == weights_file.CANNOT_READ
+
+
+def compressed(path: Path) -> Path:
+    """A torch file whose tensor of zeros is compressed."""
+    plain = saved(path.with_suffix(".plain"), {"w": torch.zeros(1 << 22)})
+    with zipfile.ZipFile(plain) as old, zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as new:
+        for part in old.infolist():
+            new.writestr(part.filename, old.read(part))
+    assert path.stat().st_size < 32 * 1024
+    return path
+
+
+def overlapping(path: Path) -> Path:
+    """A torch file whose directory has a part twice."""
+    saved(path, {"w": torch.zeros(1 << 12)})
+    with zipfile.ZipFile(path, "a") as archive:
+        largest = max(archive.filelist, key=lambda part: part.file_size)
+        archive.filelist += [largest] * 3
+        archive.comment = b" "  # Has the directory written again.
+    return path
+
+
+def expanded(path: Path) -> Path:
+    return saved(path, {"w": torch.ones(1).expand(1 << 40)})
+
+
+def repeated(path: Path) -> Path:
+    return saved(path, {f"w{n}": torch.ones(1).expand(1 << 21) for n in range(400)})
+
+
+@pytest.mark.parametrize(
+    ("made", "text"),
+    [
+        (compressed, r"its part '.*' is compressed, 16,777,216 bytes in "),
+        (overlapping, r"its parts have [\d,]+ bytes, and the file "),
+        (
+            expanded,
+            r"'w' of shape \[1099511627776\] would have 4,398,046,511,104 bytes, and the file ",
+        ),
+        (repeated, r"up to 'w\d+' would have [\d,]+ bytes, more than [\d,]+ \(32 times the file\)"),
+    ],
+)
+def test_a_small_file_does_not_become_a_large_one(
+    tmp_path: Path, made: Callable[[Path], Path], text: str
+) -> None:
+    """By the archive's directory and the tensors' shapes, before their elements are read."""
+    path = made(tmp_path / "w.pt")
+    with pytest.raises(DataError, match=text) as caught, weights_file.reading(path):
+        pass
+    assert caught.value.path == str(path)
+
+
+def test_weights_tied_many_times_and_a_small_expanded_buffer_are_no_small_file(
+    tmp_path: Path,
+) -> None:
+    layer, mask = torch.rand(300, 300), torch.ones(1, 1, 8, 8).expand(64, 4, 8, 8)
+    path = saved(tmp_path / "w.pt", {"mask": mask} | {f"layers.{n}.w": layer for n in range(24)})
+    found = widened(path)
+    assert len(found) == 25
+    assert found["mask"].shape == (64, 4, 8, 8)
