@@ -123,6 +123,9 @@ def pytest_configure(config: pytest.Config) -> None:
     config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
     put_chosen_on_path(folder)
     _keep_compiled_code()
+    # Read when torch is imported. Two threads of each process wait for each other by spinning, and files run
+    # beside each other: a test of half a second took fifteen.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def pytest_collection_finish() -> None:

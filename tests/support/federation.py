@@ -60,10 +60,14 @@ class Federation:
         self._calm: dict[tuple[str, tuple[str, ...]], list[str]] = {}
         self.store = Store.open(redis.url, redis.blob_url, redis.state_dir)
         self.clients = [f"site-{number}" for number in range(1, clients + 1)]
-        for name in ("aggregator", *(["evaluator"] if evaluator else []), *self.clients):
-            self.start(name)
-        count = len(self.processes)
-        wait_for("workers", lambda: len(self.store.control.workers.living()) == count, 120)
+        try:
+            for name in ("aggregator", *(["evaluator"] if evaluator else []), *self.clients):
+                self.start(name)
+            count = len(self.processes)
+            wait_for("workers", lambda: len(self.store.control.workers.living()) == count, 120)
+        except BaseException:
+            self.close()
+            raise
 
     def start(self, name: str, *options: str) -> None:
         """Start a worker as a user would."""
