@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
-#: Set by the first job on a CUDA device, and by torch with the first step of one of its optimizers.
+#: Set by the first job on a CUDA device, and by torch with the first step of one of its optimizers, or the import of peft.
 _OURS = ("CUBLAS_WORKSPACE_CONFIG", "TORCHINDUCTOR_CACHE_DIR")
 _STATUS = Path("/proc/self/status")
 _UMASK = re.compile(rb"^Umask:\s*(\d+)", re.MULTILINE)

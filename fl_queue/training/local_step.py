@@ -125,8 +125,8 @@ class LocalStep:
         if not isinstance(optimizer, PlainSGD) or len(optimizer.groups) > 1:
             raise ConfigError(
                 "train.optimizer",
-                "this site sends what a fixed number of examples make up at least, which it follows through the "
-                "steps of sgd with one group of parameters; use these, or have the site lower --min-batch",
+                "this site has a minimum of examples for each step, which holds for sgd with one group of parameters "
+                "only; use sgd, or have the site lower --min-batch to 1",
                 public=True,
             )
         proximal = self._rule.proximal if self._rule is not None else 0.0

@@ -6,6 +6,7 @@ LoRA: Hu et al. 2021, arXiv 2106.09685. Imports torch when a model is built; no 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ from fl_queue.tasks.hf.packages import LOCAL
 
 #: Value of ``task.tokenizer`` for a tokenizer of bytes, which is made and not read.
 BYTES = "bytes"
+#: A tokenizer's folder has one of these at least.
+_TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model")
 
 
 def folder_of(options: Mapping[str, Any], data_dir: str, option: str) -> Path:
@@ -60,6 +63,10 @@ def tokenizer_of(options: Mapping[str, Any], data_dir: str) -> Any:
     if options[option] in ("", BYTES):
         return packages.transformers().ByT5Tokenizer(extra_ids=0)
     folder = folder_of(options, data_dir, option)
+    if not any(path for pattern in _TOKENIZER_FILES for path in folder.glob(pattern)):
+        # transformers would make one with an empty vocabulary.
+        what = "has no files of a tokenizer; save it there (tokenizer.save_pretrained), or set task.tokenizer"
+        raise DataError(str(folder), what, public=f"task.{option}: its folder {what}")
     found = _read(
         option,
         folder,
@@ -104,7 +111,23 @@ def build(
             config = _fresh_config(options, tokenizer, head)
             _check_length(config, options)
             model = _fresh(maker, config, options)
+        if kind == "AutoModelForCausalLM":
+            _check_causal(model, "model" if options["model"] else "architecture")
         return adapted(model, kind, options) if options["lora_rank"] else model
+
+
+def _check_causal(model: Any, option: str) -> None:
+    """Raise ConfigError for a model of masked tokens, such as BERT, unless its config makes a decoder of it."""
+    masked = packages.transformers().models.auto.modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    kind = model.config.model_type
+    if kind in masked and getattr(model.config, "is_decoder", True) is False:
+        where = "its config.json" if option == "model" else "task.architecture_options"
+        raise ConfigError(
+            f"task.{option}",
+            f"{kind} sees the tokens that it is to predict; take a causal model, such as gpt2 or llama, or set "
+            f"is_decoder = true in {where}",
+            public=True,
+        )
 
 
 def adapted(model: nn.Module, kind: str, options: Mapping[str, Any]) -> nn.Module:
@@ -265,9 +288,29 @@ def _read(option: str, folder: Path, load: Any) -> Any:
     try:
         return load()
     except (OSError, ValueError, KeyError, RuntimeError, packages.field_error()) as exc:
+        if _names_code(folder):
+            what = (
+                "cannot be read as it is a model of Python code of its own (auto_map in its config), which is not "
+                "run; take one that transformers has"
+            )
+            raise DataError(
+                str(folder), f"{what} (task.{option})", public=f"task.{option}: its folder {what}"
+            ) from exc
         first = next(iter(str(exc).strip().splitlines()), type(exc).__name__)
         raise DataError(
             str(folder),
             f"cannot be read ({first[:300]}); it must be what save_pretrained writes (task.{option})",
             public=f"task.{option}: its folder cannot be read; it must be what save_pretrained writes",
         ) from exc
+
+
+def _names_code(folder: Path) -> bool:
+    """Whether a folder's configs name code that has to be run (``trust_remote_code``)."""
+    for name in ("config.json", "tokenizer_config.json"):
+        try:
+            found = json.loads((folder / name).read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError):
+            continue
+        if isinstance(found, dict) and "auto_map" in found:
+            return True
+    return False

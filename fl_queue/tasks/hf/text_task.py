@@ -37,6 +37,8 @@ class TextTask(Task):
     kind: ClassVar[str]
     #: Options that name a column besides the text's, in the order of a row.
     columns: ClassVar[tuple[str, ...]] = ()
+    # A tokenizer notes how it was called last (truncation, padding), and each call sets all of it.
+    unmarked: ClassVar[tuple[str, ...]] = ("tokenizer",)
 
     def __init__(self, config: RunConfig) -> None:
         super().__init__(config)

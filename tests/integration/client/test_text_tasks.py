@@ -58,7 +58,7 @@ def texts(folder: Path, of_site: int) -> Path:
 
 @pytest.fixture(scope="module")
 def both(tmp_path_factory: pytest.TempPathFactory, no_process_left: None) -> Iterator[Federation]:
-    """An aggregator, a pool process, and two sites with a folder each."""
+    """An aggregator, a pool process, and two sites with a folder each, whose training processes stay."""
     folder = tmp_path_factory.mktemp("texts")
     with start(folder / "state", server=chosen_server()) as redis:
         made = Federation(redis, folder, 0, evaluator=False)
@@ -66,7 +66,7 @@ def both(tmp_path_factory: pytest.TempPathFactory, no_process_left: None) -> Ite
             made.start("pool", "--processes", "1", "--data", str(texts(folder / "pool", 0)))
             for number in (1, 2):
                 data = texts(folder / f"site-{number}", number - 1)
-                made.start(f"site-{number}", "--data", str(data))
+                made.start(f"site-{number}", "--data", str(data), "--trainer-jobs", "0")
             wait_for("workers", lambda: len(made.store.control.workers.living()) == 4, 120)
             yield made
         finally:
@@ -93,6 +93,18 @@ def test_two_sites_train_a_classifier_on_texts_of_their_own(both: Federation) ->
     for record in both.committed(run):
         assert sorted(record.accepted) == ["site-1", "site-2"]
         assert set(record.client_validation["site-1"]) >= {"loss", "accuracy", "auc"}
+
+
+def test_a_training_process_stays_for_the_rounds_of_lora(both: Federation) -> None:
+    """Loading transformers and peft takes longer than a small round."""
+    lora = ("task.lora_rank=2", "train.learning_rate=0.1")
+    run = both.begin("resident", *TINY, *BERT, *lora, "run.rounds=3", "round.cohort=2")
+    assert both.finish(run, 170).state == "completed"
+
+    for site in ("site-1", "site-2"):
+        log = (both.folder / f"{site}.log").read_text()
+        assert "run resident, round 3" in log
+        assert "changed in" not in log
 
 
 def test_a_pool_trains_lora_and_nothing_else_changes(both: Federation) -> None:

@@ -101,6 +101,9 @@ def test_code_of_a_models_folder_is_not_run(folder: Path) -> None:
     with pytest.raises(DataError, match=r"cannot be read .*task\.model") as caught:
         build({"model": "tiny", "tokenizer": "bytes"}, folder)
     assert "strange" not in caught.value.public
+    assert (
+        "Python code of its own (auto_map in its config), which is not run" in caught.value.public
+    )
     assert not (folder / "ran").exists()
 
 
@@ -196,6 +199,24 @@ def test_options_that_a_model_does_not_have_are_named(
 
     assert caught.value.field == field
     assert caught.value.public
+
+
+def test_a_folder_without_a_tokenizer_is_refused(folder: Path) -> None:
+    """Transformers makes one that knows no word."""
+    options = {"model": "tiny", "tokenizer": ""}
+    with pytest.raises(DataError, match="has no files of a tokenizer") as caught:
+        models.tokenizer_of(options, str(folder))
+    assert caught.value.public.startswith("task.model: its folder has no files of a tokenizer")
+
+
+def test_a_model_of_masked_tokens_is_no_causal_one() -> None:
+    with pytest.raises(ConfigError, match="bert sees the tokens that it is to predict") as caught:
+        build(BERT, kind="AutoModelForCausalLM")
+    assert caught.value.field == "task.architecture"
+    sizes: Any = BERT["architecture_options"]
+    decoder = {**BERT, "architecture_options": {**sizes, "is_decoder": True}}
+    build(decoder, kind="AutoModelForCausalLM")
+    build(GPT2, kind="AutoModelForCausalLM")
 
 
 @pytest.mark.parametrize("broken", ["absent", "no config", "no JSON"])
