@@ -383,6 +383,12 @@ class TrainingLost(_WithReason, WorkerError):
     exit_code = 3
 
 
+class OutOfMemory(_WithReason, WorkerError):
+    """A part of a training (data, model, batch, forward, backward, optimizer, evaluation) needs more memory than there is."""
+
+    exit_code = 3
+
+
 class RoundEnded(_WithReason, WorkerError):
     """A job's round ended while the job waited: its answer is not wanted any more."""
 

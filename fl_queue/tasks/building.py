@@ -11,7 +11,7 @@ from torch import nn
 from fl_queue.protocol.manifest import Manifest
 from fl_queue.tasks import calls
 from fl_queue.tasks.base import Task
-from fl_queue.training import base_part
+from fl_queue.training import base_part, memory
 from fl_queue.training.base_part import Fetch
 from fl_queue.training.model_tensors import load_arrays, state_of
 
@@ -44,4 +44,5 @@ def built(
             model = calls.model(task)
         base_part.ensure(state_of(model), manifest.base, fetch)
     load_arrays(model, manifest, arrays)
-    return model.to(device)
+    with memory.naming("the model"):
+        return model.to(device)

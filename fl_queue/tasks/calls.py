@@ -23,6 +23,7 @@ from fl_queue.tasks import plain_numbers
 from fl_queue.tasks.base import ClientData, OnEpoch, Task, declared_of, overridden
 from fl_queue.tasks.context import ClientContext
 from fl_queue.tasks.error_disclosure import class_name
+from fl_queue.training import memory
 from fl_queue.training.evaluation import EvaluationOptions, evaluate
 from fl_queue.training.metric_kinds import own_sums
 from fl_queue.training.row_floor import check_batch, check_pull
@@ -43,7 +44,8 @@ def model(task: Task) -> nn.Module:
     Raises:
         ConfigError: ``build_model`` returned something else; so for the others, by their names.
     """
-    found = task.build_model()
+    with memory.naming("the model"):
+        found = task.build_model()
     if not isinstance(found, nn.Module):
         raise _wrong(task, "build_model", found, "a torch.nn.Module")
     trained = [one for one in found.parameters() if one.requires_grad]
@@ -61,7 +63,8 @@ def model(task: Task) -> nn.Module:
 
 def data(task: Task, context: ClientContext) -> ClientData:
     """A client's data."""
-    found = task.client_data(context)
+    with memory.naming("the data"):
+        found = task.client_data(context)
     if not isinstance(found, ClientData):
         raise _wrong(task, "client_data", found, "a ClientData(train, validation)")
     for part in ("train", "validation"):
@@ -167,7 +170,7 @@ def trained(
         on_epoch(_counted(task, epoch), _counted(task, epochs), _finished(task, found))
 
     made = LocalTraining(model, context.rule, lambda: task.sgd_options(context))
-    with made.watching() as training:
+    with memory.naming("the training"), made.watching() as training:
         found = task.train(model, data, replace(context, training=training), report)
         training.finish()
     return _sums(task, "train", found)
@@ -175,7 +178,9 @@ def trained(
 
 def evaluated(task: Task, model: nn.Module, dataset: Samples, context: ClientContext) -> Sums:
     """Sums of a model's metrics on a data set."""
-    return _sums(task, "evaluate", task.evaluate(model, dataset, context))
+    with memory.naming("an evaluation"):
+        found = task.evaluate(model, dataset, context)
+    return _sums(task, "evaluate", found)
 
 
 def metric_names(task: Task) -> list[str]:

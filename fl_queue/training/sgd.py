@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from fl_queue import metrics
+from fl_queue.training import memory
 from fl_queue.training.batches import BatchPass, Forward, Items, Loss, fetch, items_in, leaves
 from fl_queue.training.classification import loss_sums
 from fl_queue.training.collation import Collate
@@ -191,6 +192,8 @@ class _Training:
         self._model, self._dataset, self._options = model, dataset, options
         self._pass = BatchPass(model, loss, options.forward)
         self._ranks = options.ranks
+        #: What is at work, for the error of memory that is not there.
+        self._part = "a batch"
         seed = options.seed if self._ranks is None else self._ranks.own_seed(options.seed)
         seed_torch(seed, options.device)
         self._count, self._floor = size_of(dataset), 1 if rule is None else rule.fewest
@@ -253,7 +256,12 @@ class _Training:
         losses: list[tuple[Tensor, int]] = []
         for sizes in self._groups:
             mine = [next(counts) for _ in sizes]
-            losses += self._step(mine, sum(sizes), batches, rows)
+            try:
+                losses += self._step(mine, sum(sizes), batches, rows)
+            except (MemoryError, RuntimeError) as exc:
+                if (lack := memory.error_of(exc, self._part)) is not None:
+                    raise lack from exc
+                raise
         # Read at the end: reading one makes the processor wait for the accelerator, in every step.
         loss_sum = 0.0
         for value, items in losses:
@@ -280,16 +288,19 @@ class _Training:
         model, optimizer, precision = self._model, self._optimizer, self._precision
         losses: list[tuple[Tensor, int]] = []
         model.zero_grad()
+        self._part = "a batch"
         weighed, total = self._weighed(sizes, whole, batches)
         is_plain = len(sizes) == 1 and self._ranks is None
         for (batch, items), size in zip(weighed, sizes, strict=True):
             if self._norms is not None:
                 self._norms.counts = size > 0
+            self._part = "forward"
             with precision.forward():
                 output = self._pass.output(batch)
                 if optimizer.parts is not None:
                     optimizer.parts.watch(output, next(rows))
                 value = self._pass.loss(output, batch)
+            self._part = "backward"
             # The mean over no items is not a number.
             if items:
                 precision.backward(value if is_plain else value * (items / total))
@@ -297,8 +308,10 @@ class _Training:
             elif self._norms is not None:
                 # The other processes' layers wait for the gradients of this one's.
                 precision.backward(_nothing(output))
+            self._part = "a batch"
         if self._ranks is not None:
             self._ranks.sum_gradients(optimizer.parameters)
+        self._part = "the optimizer"
         skipped = precision.skipped
         precision.step(optimizer)
         if precision.skipped > skipped:
