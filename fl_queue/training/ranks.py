@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,6 +28,8 @@ from fl_queue.errors import ConfigError, DataError, TrainingLost
 _LOOPBACK = "lo"
 #: A collective waits for the slowest process; the job's timeout and the end of a process end the wait earlier.
 _PATIENCE = timedelta(days=1)
+#: The fork server ends all processes as soon as it sees that one has ended, seconds.
+_ENDED_WITHIN_S = 60.0
 #: Gradients that are added up at a time, elements.
 _BUCKET = 1 << 24
 _DIGEST_BYTES = 16
@@ -255,10 +258,18 @@ def _digest(tensor: Any) -> str:
 
 @contextmanager
 def _others_may_end() -> Iterator[None]:
-    """Raises TrainingLost in place of torch's error about a connection that was closed."""
+    """
+    Wait to be ended with the process that closed its connection, of which torch has raised an error.
+
+    The fork server ends this one, and reports why the other ended.
+
+    Raises:
+        TrainingLost: It has not: the connection alone was lost.
+    """
     try:
         yield
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as exc:
+        time.sleep(_ENDED_WITHIN_S)
         raise TrainingLost("another process of --devices ended", public=True) from exc

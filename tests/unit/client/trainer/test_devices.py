@@ -32,6 +32,7 @@ from fl_queue.protocol.trainer_messages import Answer, Call
 from fl_queue.training.joint_norms import JointNorms
 from fl_queue.training.ranks import Ranks
 from tests.support.checkout import ROOT
+from tests.support.federation import wait_for
 from tests.support.site_rounds import Response, SiteRounds, settings_of
 from tests.unit.client.trainer.test_fork_server import attempt_of
 from workers import site_worker
@@ -109,9 +110,11 @@ def descendants() -> set[int]:
     while left:
         pid = left.pop()
         tasks = Path(f"/proc/{pid}/task")
-        below = {int(one) for path in tasks.glob("*/children") for one in path.read_text().split()}
-        found |= below
-        left |= below
+        with suppress(OSError):  # It has just ended.
+            texts = [path.read_text() for path in tasks.glob("*/children")]
+            below = {int(one) for text in texts for one in text.split()}
+            found |= below
+            left |= below
     return found
 
 
@@ -257,7 +260,7 @@ def test_the_death_of_one_process_ends_all(site: WorkerSettings) -> None:
     with pytest.raises(TrainingLost, match="signal 9"):
         asked(made)
 
-    assert descendants() == set()
+    wait_for("the end of all", lambda: not descendants())
     assert asked(made, Call.facts).outcome == "done"
 
 
@@ -270,12 +273,10 @@ def test_the_end_of_a_round_and_a_timeout_end_all(site: WorkerSettings) -> None:
     # Before or after the first process waits for the sleeping one.
     with suppress(RoundEnded):
         assert made.ask(made.request(Call.train, 1), stop_at).outcome == "ended"
-    site_worker.trainers().tend()
-    assert descendants() == set()
-
+    wait_for("the end of all", lambda: not descendants())
     with pytest.raises(JobTimeoutException), attempt_of(1.0):
         asked(made)
-    assert descendants() == set()
+    wait_for("the end of all", lambda: not descendants())
     assert processes.children() >= {site_worker.trainers()._server.pid}
 
 
