@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from fl_queue.common.seeding import seed_for
 from fl_queue.errors import ConfigError, DataError, TrainingLost
+from fl_queue.training.determinism import check_cuda
 
 #: Processes meet on this interface alone, so that nothing listens for other machines.
 _LOOPBACK = "lo"
@@ -72,7 +73,7 @@ class Ranks:
             return
         backend, kind = "gloo", torch.device(self.device)
         if kind.type == "cuda":
-            check_cuda(self.device)
+            check_cuda(self.device, "--devices")
             torch.cuda.set_device(kind)
             backend = "cpu:gloo,cuda:nccl"
         # Read by the libraries when they connect. Otherwise they take the interface of this machine's name.
@@ -208,22 +209,6 @@ class Ranks:
     def environment(self) -> dict[str, str | int]:
         """How many devices there are, for receipts: it decides bits."""
         return {"devices": self.count}
-
-
-def check_cuda(device: str) -> None:
-    """
-    Check that a CUDA device is there.
-
-    Raises:
-        ConfigError: There is none of that number.
-    """
-    wanted, count = torch.device(device).index or 0, torch.cuda.device_count()
-    if wanted >= count:
-        raise ConfigError(
-            "--devices" if count else "--device",
-            f"{device} is not there: torch finds {count} CUDA devices on this machine",
-            public=True,
-        )
 
 
 def _buckets(parameters: Sequence[nn.Parameter]) -> Iterator[list[nn.Parameter]]:

@@ -29,6 +29,7 @@ from fl_queue.common import processes
 from fl_queue.config.run_config import RunConfig
 from fl_queue.errors import ConfigError, MessageError, RoundEnded, TrainingLost
 from fl_queue.protocol.trainer_messages import Answer, Call
+from fl_queue.training.determinism import Compute
 from fl_queue.training.joint_norms import JointNorms
 from fl_queue.training.ranks import Ranks
 from tests.support.checkout import ROOT
@@ -41,7 +42,7 @@ MODULE = "tests.support.devices_task"
 #: A rounding or two of float32.
 CLOSE = {"rtol": 2e-5, "atol": 2e-6}
 #: The last batch has fewer samples than there are processes.
-TRAIN = {"epochs": 2, "batch_size": 7, "learning_rate": 0.1, "evaluation_batch": 7}
+TRAIN = {"epochs": 1, "batch_size": 7, "learning_rate": 0.1, "evaluation_batch": 7}
 
 
 @pytest.fixture(scope="module")
@@ -308,3 +309,11 @@ def test_processes_that_come_to_different_ends_give_no_answer() -> None:
     with pytest.raises(MessageError, match="differ"):
         others.joined(Message("request", "job/1", {}), Reply({"outcome": "done"}))
     group.close()
+
+
+def test_a_device_that_is_not_there_is_named() -> None:
+    with (
+        pytest.raises(ConfigError, match="--device: cuda:99 is not there: torch finds"),
+        Compute("cuda:99").reproducible(1),
+    ):
+        pass
