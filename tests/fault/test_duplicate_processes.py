@@ -12,13 +12,14 @@ import pytest
 
 from tests.support.federation import Federation, kill, wait_for
 
+EVALUATOR = False
 ROUNDS = ("run.rounds=3", "round.cohort=2")
 
 
 @pytest.fixture(scope="module", name="federation")
 def two_aggregators(federation: Federation) -> Federation:
     federation.start("aggregator-2")
-    wait_for("two aggregators", lambda: len(federation.store.control.workers.living()) == 5)
+    wait_for("two aggregators", lambda: len(federation.store.control.workers.living()) == 4)
     return federation
 
 

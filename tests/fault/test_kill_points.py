@@ -18,7 +18,8 @@ from fl_queue.store.embedded.redis_server import Role
 from tests.fault.chaos.checks import data_leftovers
 from tests.support.federation import Federation, wait_for
 
-ROUND = ("run.rounds=1", "round.cohort=2", "train.epochs=1")
+ROUND = ("run.rounds=1", "round.cohort=2", "train.epochs=1", "run.evaluate_every=0")
+SCORED = (*ROUND, "run.evaluate_every=1")
 #: What a client's job and its worker pass, in order.
 CLIENT = (
     "job.popped", "trainer.forked", "trainer.asked", "client.started", "client.trained", "outbox.written",
@@ -161,7 +162,7 @@ def test_an_aggregator_killed_at(
 )
 def test_an_evaluator_killed_at(federation: Federation, calm: list[str], point: str) -> None:
     fired = federation.arm(point, "kill-worker", "evaluator-")
-    run = federation.begin("points", *ROUND)
+    run = federation.begin("points", *SCORED)
     wait_for(point, fired.exists)
 
     def scored() -> bool:

@@ -19,7 +19,10 @@ RUNS = 10
 QUEUE = f"rq:queue:{keyspace.AGGREGATE_QUEUE}"
 #: One step on a hundred images; nothing may be waited for that long.
 #: Sites are not asked before the first round: the question would wait behind another run's training.
-TINY = ("train.epochs=1", "round.cohort=1", "round.deadline_s=900", "run.preflight=off")
+#: Nothing is scored: thirty versions would be.
+TINY = (
+    "train.epochs=1", "round.cohort=1", "round.deadline_s=900", "run.preflight=off", "run.evaluate_every=0",
+)  # fmt: skip
 #: Of a client that never answers; held until it is released.
 GHOST_S = 900.0
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import zipfile
 from collections.abc import Callable
 from dataclasses import fields
@@ -561,29 +562,45 @@ def resumed(federation: Federation, state: RunState) -> list[str]:
     return digests(federation.store, state.run_id)
 
 
+def held_in_round(
+    federation: Federation, number: int, name: str, *overrides: str
+) -> tuple[str, int]:
+    """Start a run, and stop a training of its round; the run's id and the pid to go on."""
+    fired = federation.arm("client.trained", "stop", "site-1_")
+    run = federation.begin(name, *overrides)
+    while True:
+        wait_for("a training", fired.exists, 150)
+        stopped = int(fired.read_text())
+        if newest_round(federation.store, run) >= number:
+            return run, stopped
+        fired = federation.arm("client.trained", "stop", "site-1_")
+        os.kill(stopped, signal.SIGCONT)
+
+
 @pytest.mark.timeout(480)
 def test_a_run_restored_elsewhere_goes_on_with_the_bits_of_the_undisturbed_one(
     tmp_path: Path,
 ) -> None:
     file = tmp_path / "same.zip"
     with start(tmp_path / "first") as redis:
-        federation = Federation(redis, tmp_path, clients=2)
+        federation = Federation(redis, tmp_path, clients=2, evaluator=False)
         try:
-            run = federation.begin("same", "round.cohort=2", f"run.rounds={ROUNDS}")
             # Version 2 is there, and the next round is open.
-            wait_for("round 3", lambda: newest_round(federation.store, run) >= 3, 150)
+            settings = ("round.cohort=2", f"run.rounds={ROUNDS}")
+            run, stopped = held_in_round(federation, 3, "same", *settings)
             made = backup.write(federation.store, "same", file, redis.state_dir)
+            os.kill(stopped, signal.SIGCONT)
             assert federation.finish(run, 150).state == "completed"
             undisturbed = digests(federation.store, run)
             history = federation.committed(run)
         finally:
             federation.close()
-    assert 2 <= made.version < ROUNDS
+    assert made.version == 2
     with start(tmp_path / "second") as redis:
         store = Store.open(redis.url, redis.blob_url, redis.state_dir)
         state = backup.restore(store, file, redis.state_dir)
         store.close()
-        federation = Federation(redis, tmp_path, clients=2)
+        federation = Federation(redis, tmp_path, clients=2, evaluator=False)
         try:
             found = resumed(federation, state)
             again = federation.committed(state.run_id)

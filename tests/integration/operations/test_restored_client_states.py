@@ -32,10 +32,10 @@ SITES = ("site-1", "site-2")
 def federation(
     tmp_path_factory: pytest.TempPathFactory, no_process_left: None
 ) -> Iterator[Federation]:
-    """An aggregator, an evaluator and two sites."""
+    """An aggregator and two sites."""
     folder = tmp_path_factory.mktemp("restored")
     with start(folder / "state", server=chosen_server()) as redis:
-        made = Federation(redis, folder, 2)
+        made = Federation(redis, folder, 2, evaluator=False)
         try:
             yield made
         finally:

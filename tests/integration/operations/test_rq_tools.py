@@ -10,6 +10,7 @@ import shlex
 import socket
 import subprocess
 import sys
+import tempfile
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -36,18 +37,21 @@ def documented(program: str) -> str:
 
 @contextmanager
 def running(line: str, **environment: str) -> Iterator[None]:
-    """A command of the document while it runs."""
+    """A command of the document while it runs; its output is printed, and shown where a test fails."""
     program, *words = shlex.split(line)
-    process = subprocess.Popen(
-        [sys.executable, BIN / program, *words],
-        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    try:
-        yield
-    finally:
-        end_processes([process])
+    with tempfile.TemporaryFile() as output:
+        process = subprocess.Popen(
+            [sys.executable, BIN / program, *words],
+            env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+            stdout=output,
+            stderr=output,
+        )
+        try:
+            yield
+        finally:
+            end_processes([process])
+            output.seek(0)
+            print(output.read().decode(errors="replace"))
 
 
 def test_a_plain_rq_worker_serves_a_client(
