@@ -21,11 +21,13 @@ import numpy as np
 from fl_queue import metrics
 from fl_queue.aggregation.merge import UpdateMerger
 from fl_queue.client import disclosure, local_update, outbox, update_message
+from fl_queue.client.version_zero import Fill, VersionZero, version_zero
 from fl_queue.config import metric_choice
 from fl_queue.config.run_config import RunConfig
 from fl_queue.coordinator.aggregator.authentication import LARGEST_MODEL_BYTES
 from fl_queue.errors import DataError, MessageError
 from fl_queue.experiments import twice
+from fl_queue.models import initial
 from fl_queue.protocol import message, virtual_clients
 from fl_queue.protocol.codecs import codec
 from fl_queue.protocol.header import Header
@@ -115,7 +117,7 @@ def run_trial(
     task = load_task(name, config, config.allowed_code(), data_dir)
     context = replace(_context(config, data_dir, device, threads), max_examples=max_examples)
     started = time.monotonic()
-    data, manifest, base = _prepare(config, task, context)
+    data, made, base = _prepare(config, task, context)
     last: dict[str, float] = {}
 
     def report(number: int, count: int, found: Mapping[str, float]) -> None:
@@ -125,7 +127,10 @@ def run_trial(
 
     strategy = get_strategy(config.aggregation.strategy, config.strategy)
     plan = local_update.ClientStrategy(strategy)
-    done = local_update.train_update(task, manifest, base, context, report, plan=plan, data=data)
+    # Without a file, a build with another base part each time is to be an error, as at a site.
+    fetch = made.base_body if config.model.initial else None
+    trainer = local_update.ClientTrainer(task, made.manifest, base, context, plan, fetch)
+    done = trainer.train(report, data=data)
     measured = _Measured(
         seconds=time.monotonic() - started,
         peak_bytes=1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
@@ -180,17 +185,24 @@ class _Measured:
 
 def _prepare(
     config: RunConfig, task: Task, context: ClientContext
-) -> tuple[ClientData, Manifest, dict[str, np.ndarray[Any, Any]]]:
-    """Load the data and version 0. Raises ConfigError, DataError."""
+) -> tuple[ClientData, VersionZero, dict[str, np.ndarray[Any, Any]]]:
+    """Load the data and version 0, with ``model.initial``. Raises ConfigError, DataError, ModelMismatch."""
     with context.compute.reproducible(context.seed_for("train")):
         data = calls.training_data(task, context)
     data = replace(data, unused={**data.unused, **task.check_data(data)})
     facts_of(task, data)
-    manifest, arrays = local_update.initial_model(task, config.run.seed)
+    made = version_zero(task, config.run.seed, _filling(config))
     # Building the next model may overwrite the arrays.
-    base = {name: array.copy() for name, array in arrays.items()}
-    _check_initial(config, task, context, manifest)
-    return data, manifest, base
+    base = {name: array.copy() for name, array in made.arrays.items()}
+    _check_initial(config, task, context, made.manifest)
+    return data, made, base
+
+
+def _filling(config: RunConfig) -> Fill | None:
+    """Gives the arrays of ``model.initial``; None: the model begins as the task builds it."""
+    if not config.model.initial:
+        return None
+    return lambda manifest, built: initial.from_file(config.model, manifest, built)
 
 
 def _trial(
