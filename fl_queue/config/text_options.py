@@ -73,7 +73,7 @@ def _files(suffixes: str) -> dict[str, Option]:
         "file": Option(
             "str",
             "train.jsonl",
-            f"file name in the data folder: {suffixes}",
+            f"name of a file in the data folder: {suffixes}; or of a folder of .parquet files",
             check=data_folder.problem,
         ),
         "test_file": Option(

@@ -1,7 +1,7 @@
 """
-Files of a site as a ``datasets.Dataset`` in memory: parquet (a file or a folder), JSON lines, CSV.
+Files of a site as a ``datasets.Dataset`` in memory: parquet (a file or a folder), JSON lines, CSV, a saved data set.
 
-``datasets`` itself would keep a copy of what it reads in a cache outside the data folder.
+A folder that ``Dataset.save_to_disk`` has written is read from its arrow files. ``datasets`` itself would keep a copy of what it reads in a cache outside the data folder.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ READERS = {
 
 def read(data_dir: str, name: str) -> Any:
     """
-    Read a file, or all parquet files of a folder in the order of their names.
+    Read a file, a folder of ``Dataset.save_to_disk``, or all parquet files of a folder in the order of their names.
 
     Args:
         data_dir: The site's data folder.
@@ -38,15 +38,32 @@ def read(data_dir: str, name: str) -> Any:
         DataError: It cannot be read, or the files of a folder have different columns.
     """
     path = data_folder.inside(data_dir, name, "the data")
-    files = [path]
     if path.is_dir():
-        found, _ = data_folder.files_below(path)
-        files = [data_folder.checked(data_dir, one) for one in found if one.suffix == ".parquet"]
+        return of_folder(path, data_dir)
+    return packages.datasets().Dataset(packages.datasets().table.InMemoryTable(_table(path)))
+
+
+def of_folder(path: Path, data_dir: str | Path) -> Any:
+    """
+    Read a folder; raises as ``read``.
+
+    Args:
+        path: It.
+        data_dir: The data folder, out of which no link may lead.
+    """
+    found, _ = data_folder.files_below(path)
+    files = [data_folder.checked(data_dir, one) for one in found]
+    datasets = packages.datasets()
+    if path / "dataset_dict.json" in files:
+        what = "is a DatasetDict; name one of the folders in it, such as train"
+        raise DataError(str(path), what, public=f"its folder {what}")
+    if path / "state.json" in files:
+        return _saved(path)
+    files = [one for one in files if one.suffix == ".parquet"]
     if not files:
-        raise DataError(
-            str(path), "has no *.parquet files", public="the folder has no *.parquet files"
-        )
-    arrow, datasets = packages.pyarrow(), packages.datasets()
+        what = "has no *.parquet files, and is none of Dataset.save_to_disk"
+        raise DataError(str(path), what, public=f"the folder {what}")
+    arrow = packages.pyarrow()
     tables = [_table(one) for one in files]
     try:
         whole = arrow.concat_tables(tables)
@@ -57,6 +74,15 @@ def read(data_dir: str, name: str) -> Any:
             public="the files of its folder have different columns",
         ) from exc
     return datasets.Dataset(datasets.table.InMemoryTable(whole))
+
+
+def _saved(path: Path) -> Any:
+    """A data set of ``save_to_disk``, in memory: a copy in its folder would be made by ``map``. Raises DataError."""
+    try:
+        return packages.datasets().load_from_disk(str(path), keep_in_memory=True)
+    except (OSError, ValueError, KeyError, TypeError, packages.pyarrow().ArrowException) as exc:
+        what = "cannot be read; it must be what Dataset.save_to_disk writes"
+        raise DataError(str(path), f"{what} ({exc})", public=f"its folder {what}") from exc
 
 
 def _table(path: Path) -> Any:

@@ -1,5 +1,5 @@
 """
-Texts, and what belongs to each, from a file: JSON lines, CSV, parquet, or plain text with a text in each line.
+Texts, and what belongs to each, from a file (JSON lines, CSV, parquet, plain text) or a folder of parquet.
 
 Messages quote no cell: only lines, whose numbers stay at the site, and names that the config has. No torch and no Redis here.
 """
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from fl_queue.errors import DataError
-from fl_queue.tasks.hf import packages
+from fl_queue.tasks.hf import packages, tables
 
 #: Suffixes of files that can be read.
 SUFFIXES = (".jsonl", ".json", ".csv", ".parquet", ".txt")
@@ -26,7 +26,8 @@ def read(path: Path, columns: Sequence[tuple[str, str]]) -> list[tuple[str, ...]
     Read the rows of a file.
 
     Args:
-        path: Its suffix decides how it is read; of plain text only the first column is there.
+        path: Its suffix decides how it is read; of plain text only the first column is there. A folder has parquet
+            files, or is one of ``Dataset.save_to_disk``.
         columns: Name of each column, and the option that names it, for messages. The first has the text.
 
     Returns:
@@ -35,13 +36,10 @@ def read(path: Path, columns: Sequence[tuple[str, str]]) -> list[tuple[str, ...]
     Raises:
         DataError: It cannot be read, or a row lacks a column; names the line.
     """
-    reader = _READERS.get(path.suffix.lower())
+    reader = _folder if path.is_dir() else _READERS.get(path.suffix.lower())
     if reader is None:
-        raise DataError(
-            str(path),
-            f"is no file of texts: its name must end in one of {', '.join(SUFFIXES)}",
-            public=f"is no file of texts: its name must end in one of {', '.join(SUFFIXES)}",
-        )
+        what = f"is no file of texts: its name must end in one of {', '.join(SUFFIXES)}, or it is a folder"
+        raise DataError(str(path), what, public=what)
     try:
         rows = list(reader(path, columns))
     except OSError as exc:
@@ -88,6 +86,19 @@ def _parquet(path: Path, columns: Sequence[tuple[str, str]]) -> Iterator[tuple[s
         raise DataError(
             str(path), f"is not a parquet file ({exc})", public="is not a parquet file"
         ) from exc
+    yield from _rows(path, table, columns)
+
+
+def _folder(path: Path, columns: Sequence[tuple[str, str]]) -> Iterator[tuple[str, ...]]:
+    # The folder itself was found inside the data folder; its files are, if they are inside of it.
+    found = tables.of_folder(path, path)
+    names = [name for name, _ in columns if name in found.column_names]
+    # Rows that ``select`` or ``shuffle`` had chosen before it was saved are chosen by indices.
+    chosen = found.select_columns(names or found.column_names).with_format("arrow")
+    yield from _rows(path, chosen[:], columns)
+
+
+def _rows(path: Path, table: Any, columns: Sequence[tuple[str, str]]) -> Iterator[tuple[str, ...]]:
     wanted = [name for name, _ in columns if name in table.column_names]
     for number, row in enumerate(table.select(wanted).to_pylist(), 1):
         yield _cells(path, number, row, columns)

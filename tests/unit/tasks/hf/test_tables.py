@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from fl_queue.errors import ConfigError, DataError
-from fl_queue.tasks.hf import tables
+from fl_queue.tasks.hf import packages, tables
 
 arrow = pytest.importorskip("pyarrow")
 parquet = pytest.importorskip("pyarrow.parquet")
@@ -22,10 +22,13 @@ def folder(tmp_path: Path) -> Path:
     (tmp_path / "parts/notes.md").write_text("not read")
     (tmp_path / "all.jsonl").write_text("".join(f'{{"x": {n}, "y": "{c}"}}\n' for n, c in zip((1, 2, 3), "abc", strict=True)))  # fmt: skip
     (tmp_path / "all.csv").write_text("x,y\n1,a\n2,b\n3,c\n")
+    rows = packages.datasets().Dataset.from_dict({"x": [3, 0, 2, 1], "y": list("c-ba")})
+    # The order is kept beside the rows.
+    rows.select([3, 2, 0]).save_to_disk(tmp_path / "saved")
     return tmp_path
 
 
-@pytest.mark.parametrize("name", ["parts", "all.jsonl", "all.csv"])
+@pytest.mark.parametrize("name", ["parts", "saved", "all.jsonl", "all.csv"])
 def test_a_file_or_a_folder_of_parquet_is_a_data_set_in_memory(folder: Path, name: str) -> None:
     found = tables.read(str(folder), name)
 
@@ -42,6 +45,8 @@ def test_a_file_or_a_folder_of_parquet_is_a_data_set_in_memory(folder: Path, nam
         ("nothing.csv", DataError, "there is no such file"),
         ("mixed", DataError, "its files have different columns"),
         ("empty", DataError, r"has no \*.parquet files"),
+        ("splits", DataError, "is a DatasetDict; name one of the folders in it"),
+        ("half", DataError, "must be what Dataset.save_to_disk writes"),
         ("notes.md", DataError, "its name must end in one of .parquet"),
         ("broken.jsonl", DataError, "is no .jsonl file that can be read"),
     ],
@@ -52,6 +57,10 @@ def test_what_cannot_be_read_is_named_without_its_content(
     (folder / "empty").mkdir()
     (folder / "mixed").mkdir()
     (folder / "notes.md").write_text("Erika")
+    (folder / "half").mkdir()
+    (folder / "half/state.json").write_text('{"Erika": 1}')
+    (folder / "splits").mkdir()
+    (folder / "splits/dataset_dict.json").write_text('{"splits": ["Erika"]}')
     (folder / "broken.jsonl").write_text('{"Erika": 1}\n{"Erika"')
     for number, column in enumerate(("Erika", "Max")):
         parquet.write_table(arrow.table({column: [1]}), folder / f"mixed/{number}.parquet")

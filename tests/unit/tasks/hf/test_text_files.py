@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fl_queue.errors import DataError
-from fl_queue.tasks.hf import text_files
+from fl_queue.tasks.hf import packages, text_files
 
 COLUMNS = [("text", "task.text"), ("kind", "task.label")]
 ROWS = [("good\nfilm", "1"), ('a "bad", one', "0"), ("Größe 漢", "x")]
@@ -27,6 +27,17 @@ def write(path: Path, rows: Any) -> Path:
         with path.open("w", encoding="utf-8-sig", newline="") as file:
             writer = csv.writer(file)
             writer.writerows([("other", "kind", "text"), *((3, b, a) for a, b in rows)])
+    elif path.suffix == ".saved":
+        columns = {
+            "kind": [b for _, b in rows],
+            "text": [a for a, _ in rows],
+            "other": [1] * len(rows),
+        }
+        packages.datasets().Dataset.from_dict(columns).save_to_disk(path)
+    elif path.suffix == ".folder":
+        path.mkdir()
+        for number, row in enumerate(rows):
+            write(path / f"{number}.parquet", [row])
     else:
         parquet = pytest.importorskip("pyarrow.parquet")
         arrow = pytest.importorskip("pyarrow")
@@ -35,7 +46,7 @@ def write(path: Path, rows: Any) -> Path:
     return path
 
 
-@pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".parquet"])
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".parquet", ".folder", ".saved"])
 def test_each_form_has_the_same_rows(tmp_path: Path, suffix: str) -> None:
     assert text_files.read(write(tmp_path / f"a{suffix}", ROWS), COLUMNS) == ROWS
 
@@ -112,6 +123,12 @@ def test_what_cannot_be_read_is_named_without_its_content(
     assert str(tmp_path) not in caught.value.public
     # Which line it is may stand for a patient.
     assert not re.search(r"line \d", caught.value.public)
+
+
+def test_a_folder_without_the_column_is_named_by_the_option(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.saved", ROWS)
+    with pytest.raises(DataError, match=r"line 1: has no review \(task\.text\)"):
+        text_files.read(path, [("review", "task.text")])
 
 
 def test_a_missing_file_is_named_by_its_option(tmp_path: Path) -> None:
