@@ -43,8 +43,8 @@ def of_config(config: RunConfig) -> frozenset[str] | None:
 
 def _of_task(entry: TaskEntry, config: RunConfig) -> tuple[set[str], set[str]]:
     """Metrics of a built-in task's versions, and those of the models that clients report beside them."""
-    if entry.metrics:
-        names = {"loss", *entry.metrics}
+    if declared := entry.metrics_in(config.task):
+        names = {"loss", *declared}
         return names, names
     listed = [name for name in config.task.get("classes", "").split(",") if name.strip()]
     count = entry.classes or len(listed)
@@ -112,7 +112,11 @@ def select_of(config: RunConfig, record: Sequence[str]) -> str:
         record: Of the run; of a built-in task the catalog counts, and not what a client has written.
     """
     entry = TASKS.get(config.run.task)
-    names = [f"{name}:{way}" for name, way in entry.metrics.items()] if entry else record
+    names = (
+        [f"{name}:{way}" for name, way in entry.metrics_in(config.task).items()]
+        if entry
+        else record
+    )
     return config.run.select or next((one for one in names if ":" in one), "")
 
 
@@ -155,7 +159,7 @@ def check_config(config: RunConfig) -> None:
     check(config, reported)
     metric, _, direction = config.run.select.partition(":")
     entry = TASKS.get(config.run.task)
-    known = {**_DIRECTIONS, **(entry.metrics if entry else {})}
+    known = {**_DIRECTIONS, **(entry.metrics_in(config.task) if entry else {})}
     right = known.get(_base(metric), direction)
     if direction != right:
         raise ConfigError(

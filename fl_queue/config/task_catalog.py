@@ -15,7 +15,7 @@ from typing import Any
 
 from fl_queue.common import data_folder
 from fl_queue.common.options import Option, check_travels, unknown_key
-from fl_queue.config import image_options, text_options
+from fl_queue.config import image_options, table_options, text_options
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,7 @@ class TaskEntry:
         parameters: Of its model; 0 when that depends on options or data.
         check: Raises ConfigError for options that contradict each other.
         metrics: Names and directions of its metrics beside the loss; empty: those of classes.
+        metrics_of: Those of a run with such options; None: ``metrics``.
     """
 
     target: str
@@ -46,6 +47,11 @@ class TaskEntry:
     parameters: int = 0
     check: Callable[[Mapping[str, Any]], None] = lambda options: None
     metrics: Mapping[str, str] = field(default_factory=dict)
+    metrics_of: Callable[[Mapping[str, Any]], Mapping[str, str]] | None = None
+
+    def metrics_in(self, options: Mapping[str, Any]) -> Mapping[str, str]:
+        """Names and directions of the metrics of a run with these options; empty: those of classes."""
+        return self.metrics if self.metrics_of is None else self.metrics_of(options)
 
 
 def _range_problem(values: tuple[float, ...]) -> str | None:
@@ -254,6 +260,16 @@ TASKS: dict[str, TaskEntry] = {
             "hidden": Option("ints", (), "hidden layer sizes; empty: logistic regression", low=1),
         },
         decides="features",
+    ),
+    "table": TaskEntry(
+        "fl_queue.tasks.table:TableTask",
+        "a table as it is: numbers, categories, dates, missing values; CSV, Parquet, Arrow (extra tables)",
+        table_options.TABLE,
+        check=table_options.check,
+        metrics={
+            name: way for found in table_options.OBJECTIVES.values() for name, way in found.items()
+        },
+        metrics_of=table_options.metrics_of,
     ),
     "text-classification": TaskEntry(
         "fl_queue.tasks.hf.text_classification:TextClassification",

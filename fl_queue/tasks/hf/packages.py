@@ -6,7 +6,6 @@ Nothing is downloaded, and no code of a model's folder is run: models and tokeni
 
 from __future__ import annotations
 
-import importlib
 import logging
 import os
 import warnings
@@ -17,6 +16,7 @@ from typing import Any
 
 from fl_queue.common.extras import how_to_install
 from fl_queue.errors import ConfigError
+from fl_queue.tables import arrow
 
 #: Read by huggingface_hub and datasets when they are imported.
 _OFFLINE = {
@@ -107,19 +107,13 @@ def datasets() -> Any:
 @cache
 def pyarrow() -> Any:
     """The package ``pyarrow``, which reads tables; raises as ``transformers``."""
-
-    def load() -> Any:
-        import pyarrow
-
-        return pyarrow
-
-    return _imported(load)
+    return _imported(arrow.pyarrow)
 
 
 @cache
 def pyarrow_part(name: str) -> Any:
     """A module of pyarrow: ``csv``, ``json`` or ``parquet``; raises as ``transformers``."""
-    return _imported(lambda: importlib.import_module(f"pyarrow.{name}"))
+    return _imported(lambda: arrow.part(name))
 
 
 @cache

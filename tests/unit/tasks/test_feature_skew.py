@@ -249,6 +249,7 @@ def test_the_catalog_agrees_with_the_tasks():
     declared = {name: entry.skews for name, entry in TASKS.items()}
     # Transformers have no model of their own.
     needs = {name: {"architecture": "bert"} for name in ("text-classification", "causal-lm")}
+    needs["table"] = {"features": "age"}
     configs = {
         name: RunConfig.from_dict({"run": {"task": name}, "task": needs.get(name, {})})
         for name in TASKS

@@ -1,0 +1,241 @@
+"""Options of the built-in task ``table``: its columns, targets and the form of its files. No torch here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+from fl_queue.common import data_folder
+from fl_queue.common.options import Option, OptionTable, unknown_key
+from fl_queue.errors import ConfigError
+from fl_queue.tables.schema import DELIMITERS, KINDS, NOTHING, Kind
+
+#: Objective -> name and direction of its metrics beside the loss, the most important first.
+_CLASSES = {"auc": "max", "accuracy": "max", "balanced_accuracy": "max", "f1": "max"}
+_NUMBERS = {"rmse": "min", "mae": "min", "r2": "max"}
+OBJECTIVES: Mapping[str, Mapping[str, str]] = {
+    "binary": _CLASSES,
+    "classes": {name: _CLASSES[name] for name in ("accuracy", "balanced_accuracy", "f1", "auc")},
+    "labels": {"f1_micro": "max", "f1_macro": "max", "hamming": "min"},
+    "regression": _NUMBERS,
+    "counts": _NUMBERS,
+    "survival": {"loss": "min"},
+}
+PARTS = ("year", "month", "weekday")
+_KEYS = ("type", "levels", "reference", "missing", "indicator", "date")
+MAX_LEVELS = 1000
+
+
+@dataclass(frozen=True)
+class Feature:
+    """
+    A feature column.
+
+    Args:
+        name: In the header.
+        kind: As of ``tables.Column``.
+        levels: Of a category, in the order of their codes.
+        reference: The level that is all zeros in the model; empty: each level has an input of its own.
+        missing: ``refuse``; ``mean`` (of the federation); ``level`` of a category; or the number to use.
+        indicator: Whether the model has an input more that is 1 where the value is missing.
+        parts: Of a date, in place of its days.
+    """
+
+    name: str
+    kind: Kind = "number"
+    levels: tuple[str, ...] = ()
+    reference: str = ""
+    missing: str | float = "refuse"
+    indicator: bool = False
+    parts: tuple[str, ...] = ()
+
+
+def metrics_of(options: Mapping[str, Any]) -> Mapping[str, str]:
+    """Name and direction of the metrics of a run with these options."""
+    return OBJECTIVES[options["objective"]]
+
+
+def names_of(text: str) -> list[str]:
+    """Names in a comma separated text."""
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def features_of(options: Mapping[str, Any]) -> list[Feature]:
+    """
+    The features, in the model's order.
+
+    Raises:
+        ConfigError: Names the option to change.
+    """
+    columns = options["columns"]
+    return [
+        _feature(name, columns.get(name, {}), options["fill"])
+        for name in names_of(options["features"])
+    ]
+
+
+def check(options: Mapping[str, Any]) -> None:
+    """Raise ConfigError for options that contradict each other; names the option to change."""
+    features, targets = names_of(options["features"]), names_of(options["target"])
+    for field, names in (("features", features), ("target", targets)):
+        if not names:
+            raise _error(field, "is empty; list the columns, comma separated")
+    used = [*features, *targets, *names_of(options["owner"])]
+    twice = sorted({name for name in used if used.count(name) > 1})
+    if twice:
+        raise _error("features", f"{twice[0]} is listed twice, or is the target or the owner, too")
+    for name in options["columns"]:
+        if name not in features:
+            raise unknown_key(f"task.columns.{name}", [f"task.columns.{one}" for one in features])
+    features_of(options)
+    _check_target(options, targets)
+
+
+def _check_target(options: Mapping[str, Any], targets: list[str]) -> None:
+    objective, classes = options["objective"], names_of(options["classes"])
+    wanted = {"labels": 0, "survival": 2}.get(objective, 1)
+    if wanted and len(targets) != wanted:
+        what = "the columns of time and event" if wanted == 2 else "one column"
+        raise _error("target", f"{len(targets)} columns; task.objective = {objective} wants {what}")
+    if objective in ("binary", "classes"):
+        if len(classes) < 2 or len(set(classes)) < len(classes):
+            raise _error("classes", "two or more different values of the target are needed")
+        if objective == "binary" and len(classes) > 2:
+            raise _error("objective", f"binary, with {len(classes)} classes; write classes")
+    grid = options["time_grid"]
+    if objective == "survival" and not grid:
+        raise _error(
+            "time_grid", "is empty; give the ends of the intervals of time, such as [30, 60]"
+        )
+    if any(a >= b for a, b in pairwise((0.0, *grid))):
+        raise _error(
+            "time_grid", "does not rise from above 0; give the ends of the intervals in order"
+        )
+
+
+def _feature(name: str, given: Any, fill: str) -> Feature:
+    """A column by its table in ``task.columns``. Raises ConfigError."""
+    field = f"columns.{name}"
+    if not isinstance(given, Mapping):
+        raise _error(field, 'is no table such as { type = "category", levels = ["I", "II"] }')
+    for key in given:
+        if key not in _KEYS:
+            raise unknown_key(f"task.{field}.{key}", [f"task.{field}.{one}" for one in _KEYS])
+    kind = given.get("type", "number")
+    if kind not in KINDS:
+        raise _error(f"{field}.type", f"{str(kind)[:40]!r} is not one of {', '.join(KINDS)}")
+    levels = _texts(f"{field}.levels", given.get("levels", ()))
+    parts = _texts(f"{field}.date", given.get("date", ()))
+    found = Feature(
+        name,
+        kind,
+        levels,
+        str(given.get("reference", "")),
+        _missing(field, kind, given.get("missing", fill)),
+        given.get("indicator", False) is True,
+        parts,
+    )
+    _check_category(field, found)
+    if parts and (kind != "date" or not set(parts) <= set(PARTS)):
+        raise _error(f"{field}.date", f"is for dates, and lists some of {', '.join(PARTS)}")
+    if found.indicator and (kind == "category" or found.missing == "refuse"):
+        rule = 'set missing = "mean" or to a number; a category has missing = "level"'
+        raise _error(f"{field}.indicator", f"is for numbers that may be missing; {rule}")
+    return found
+
+
+def _check_category(field: str, found: Feature) -> None:
+    levels = found.levels
+    if (found.kind == "category") != bool(levels):
+        rule = "list its values" if found.kind == "category" else 'is for type = "category"'
+        raise _error(f"{field}.levels", rule)
+    if len(set(levels)) < len(levels) or len(levels) > MAX_LEVELS:
+        raise _error(f"{field}.levels", f"lists a value twice, or more than {MAX_LEVELS}")
+    if found.reference and found.reference not in levels:
+        raise _error(f"{field}.reference", "is not one of the levels")
+
+
+def _missing(field: str, kind: str, given: Any) -> str | float:
+    is_category = kind == "category"
+    if type(given) in (int, float) and kind not in ("category", "date"):
+        return float(given)
+    if given == "mean" and is_category:
+        return "level"
+    if given in (("refuse", "level") if is_category else ("refuse", "mean")):
+        return str(given)
+    rule = '"refuse" or "level"' if is_category else '"refuse", "mean" or, of no date, a number'
+    raise _error(f"{field}.missing", f"{str(given)[:40]!r} is not {rule}")
+
+
+def _texts(field: str, given: Any) -> tuple[str, ...]:
+    if not isinstance(given, (list, tuple)) or not all(isinstance(one, str) for one in given):
+        raise _error(field, "is no list of texts in quotes")
+    return tuple(given)
+
+
+def _error(field: str, reason: str) -> ConfigError:
+    return ConfigError(f"task.{field}", reason, public=True)
+
+
+_FORM = {
+    "delimiter": Option(
+        "str",
+        "",
+        f"between the cells of a text file: {' '.join(DELIMITERS)}; empty: detected in its first lines",
+        choices=("", *DELIMITERS),
+    ),
+    "decimal": Option(
+        "str", "", "decimal sign of a text file; empty: detected", choices=("", ".", ",")
+    ),
+    "missing": Option("strs", NOTHING, "cells of a text file that are no value"),
+}
+
+TABLE: dict[str, Option] = {
+    "file": Option(
+        "str",
+        "train.csv",
+        "file name in the data folder: .csv, .tsv, .txt, .parquet, .pq, .arrow, .feather or .ipc",
+        check=data_folder.problem,
+    ),
+    "test_file": Option(
+        "str", "test.csv", "the evaluator's file name in its data folder", check=data_folder.problem
+    ),
+    **_FORM,
+    "features": Option("str", "", "feature columns, comma separated; the same for all sites"),
+    "columns": Option(
+        "table",
+        OptionTable(),
+        "of a feature, by its name: type (number, integer, boolean, date or category), levels, reference, missing, indicator, date",
+    ),
+    "fill": Option(
+        "str",
+        "refuse",
+        "missing values of features: an error (refuse), or the mean over all sites, and of categories a level of their own (mean)",
+        choices=("refuse", "mean"),
+    ),
+    "objective": Option(
+        "str",
+        "binary",
+        "the target is one of two values (binary) or of several (classes), several columns of true and false (labels), a number (regression), a count (counts), or a time to an event (survival)",
+        choices=tuple(OBJECTIVES),
+    ),
+    "target": Option(
+        "str", "label", "target column; of labels several; of survival the time and the event"
+    ),
+    "classes": Option(
+        "str",
+        "0,1",
+        "values of the target, comma separated; of two the second is what is predicted",
+    ),
+    "time_grid": Option(
+        "floats", (), "survival: ends of the intervals of time, from 0, in the unit of the time"
+    ),
+    "owner": Option(
+        "str",
+        "",
+        "the column that names whose each row is, for the natural partition and for what is held out",
+    ),
+    "hidden": Option("ints", (), "hidden layer sizes; empty: a linear model", low=1),
+}

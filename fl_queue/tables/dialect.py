@@ -1,0 +1,163 @@
+"""Delimiter, header and decimal sign of a text file, from its first 64 KiB. No pyarrow here."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from fl_queue.common.spelling import nearest
+from fl_queue.errors import DataError
+from fl_queue.tables.schema import DELIMITERS, Column, TableForm
+
+#: Bytes and lines that are looked at.
+_HEAD, _LINES = 64 * 1024, 100
+_COMMA = re.compile(r"[+-]?\d+,\d+([eE][+-]?\d+)?")
+_GROUPED = re.compile(r"[+-]?[1-9]\d{0,2}(,\d{3})+")
+_POINT = re.compile(r"[+-]?\d*\.\d+([eE][+-]?\d+)?")
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """
+    The form of one file.
+
+    Args:
+        delimiter: The character.
+        decimal: ``.`` or ``,``.
+        header: Names of the columns, without spaces around them.
+        header_lines: Lines of the file up to the end of the header.
+    """
+
+    delimiter: str
+    decimal: str
+    header: tuple[str, ...]
+    header_lines: int
+
+
+def dialect_of(path: Path, form: TableForm, columns: Sequence[Column]) -> Dialect:
+    """
+    The form of a file: as it is declared, else as its first lines have it.
+
+    Raises:
+        DataError: It is empty, no text in UTF-8, or can be read in two ways; names the option to set.
+    """
+    head = _head(path)
+    delimiter = DELIMITERS[form.delimiter] if form.delimiter else _delimiter(path, head, columns)
+    lines, rows = _rows(head, delimiter)
+    if not rows or not any(rows[0]):
+        raise refusal(path, "is empty; its first line must name the columns")
+    header = tuple(rows[0])
+    check_header(path, header, columns)
+    decimal = form.decimal or _decimal(path, delimiter, header, rows[1:], columns)
+    return Dialect(delimiter, decimal, header, lines[0])
+
+
+def refusal(path: Path, reason: str, away: str | None = None) -> DataError:
+    """An error about a file. Args: ``away``: how it reads elsewhere; the same unless given."""
+    # The config named the file, so its plain name is known elsewhere.
+    return DataError(str(path), reason, public=f"{path.name}: {reason if away is None else away}")
+
+
+def check_header(path: Path, header: Sequence[str], columns: Sequence[Column]) -> None:
+    """Raise DataError for a wanted column that is missing or stands twice, and for one without a name."""
+    for column in columns:
+        places = [str(index) for index, name in enumerate(header, 1) if name == column.name]
+        if len(places) > 1:
+            raise refusal(
+                path,
+                f"column {column.name} stands {len(places)} times in the header, as columns "
+                f"{', '.join(places)}; rename or remove the others",
+            )
+        if not places:
+            near = nearest(column.name, [name for name in header if name])
+            raise refusal(
+                path,
+                f"has no column {column.name}{near}; its columns: {', '.join(header)}",
+                f"has no column {column.name}",
+            )
+
+
+def _head(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            raw = file.read(_HEAD)
+            is_whole = not file.read(1)
+    except OSError as exc:
+        why = exc.strerror or type(exc).__name__
+        raise refusal(path, f"cannot be read: {why}; see data.dir and task.file") from exc
+    if raw.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in raw:
+        raise refusal(path, "is no text in UTF-8; save it as CSV UTF-8")
+    if not is_whole:
+        # The last line, and the character in it that may be cut in two, are left out.
+        raw = raw[: raw.rfind(b"\n") + 1] or raw
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as exc:
+        raise refusal(path, "is no text in UTF-8; save it as CSV UTF-8") from exc
+
+
+def _rows(head: str, delimiter: str) -> tuple[list[int], list[list[str]]]:
+    """Ends of the first rows, as lines of the file, and their cells; empty lines are none."""
+    reader, ends, rows = csv.reader(io.StringIO(head, newline=""), delimiter=delimiter), [], []
+    try:
+        for row in reader:
+            if row:
+                ends.append(reader.line_num)
+                rows.append([cell.strip() for cell in row])
+            if len(rows) > _LINES:
+                break
+    except csv.Error:
+        pass  # A cell longer than 128 KiB: what is wrong there, the reading finds.
+    return ends, rows
+
+
+def _delimiter(path: Path, head: str, columns: Sequence[Column]) -> str:
+    """The one delimiter by which all lines have as many cells, and the header the columns."""
+    wanted = {column.name for column in columns}
+    split = {mark: _rows(head, mark)[1] for mark in DELIMITERS.values()}
+    found = [mark for mark, rows in split.items() if rows and wanted <= set(rows[0])]
+    if len(found) > 1:
+        even = [mark for mark in found if len({len(row) for row in split[mark]}) == 1]
+        found = even if even else found
+    if not found:
+        found = [
+            mark
+            for mark, rows in split.items()
+            if rows and len(rows[0]) > 1 and len({len(row) for row in rows}) == 1
+        ]
+    if len(found) == 1:
+        return found[0]
+    if not found:
+        return ","
+    # A file of one column reads alike with each.
+    if all(len(split[mark][0]) == 1 for mark in found):
+        return ","
+    raise refusal(path, "its cells may be separated in two ways; set task.delimiter")
+
+
+def _decimal(
+    path: Path,
+    delimiter: str,
+    header: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    columns: Sequence[Column],
+) -> str:
+    """The decimal sign of the first rows' numbers; cells such as 1,234 alone decide nothing."""
+    if delimiter == ",":
+        return "."
+    places = [header.index(one.name) for one in columns if one.kind in ("number", "integer")]
+    cells = [row[at] for row in rows for at in places if at < len(row)]
+    commas = [cell for cell in cells if _COMMA.fullmatch(cell)]
+    if not commas:
+        if any(_GROUPED.fullmatch(cell) for cell in cells):
+            raise refusal(path, "its numbers have commas between thousands; write them without")
+        return "."
+    if any(_POINT.fullmatch(cell) for cell in cells):
+        raise refusal(path, "its numbers have both decimal points and commas; set task.decimal")
+    if all(_GROUPED.fullmatch(cell) for cell in commas):
+        raise refusal(path, "cells such as 1,234 may be thousands or decimals; set task.decimal")
+    return ","

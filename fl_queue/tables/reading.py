@@ -1,0 +1,287 @@
+"""
+A table's declared columns as arrays, read by pyarrow.
+
+Columns that no config names are not parsed, and cannot fail. No polars: it fills a row that is too short with
+nulls, without an error.
+"""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fl_queue.common.extras import how_to_install
+from fl_queue.errors import ConfigError
+from fl_queue.tables import arrow, wrong_cells
+from fl_queue.tables.dialect import check_header, dialect_of, refusal
+from fl_queue.tables.schema import FALSE, MISSING, OTHER, TRUE, Column, TableForm
+
+Columns = dict[str, NDArray[Any]]
+#: Suffixes of text files, and of the others with what reads them.
+TEXT = (".csv", ".tsv", ".txt")
+BINARY = {
+    ".parquet": "parquet", ".pq": "parquet", ".arrow": "feather", ".feather": "feather", ".ipc": "feather"
+}  # fmt: skip
+_DAY_S = 86_400
+
+
+def read(path: Path, columns: Sequence[Column], form: TableForm | None = None) -> Columns:
+    """
+    The columns of a file, in its order of rows.
+
+    Args:
+        path: ``*.csv``, ``*.tsv``, ``*.txt``, ``*.parquet``, ``*.pq``, ``*.arrow``, ``*.feather`` or ``*.ipc``.
+        columns: Which; each name once.
+        form: Of a text file; detected unless it is given.
+
+    Returns:
+        Name -> array (rows,): float64 with NaN for a missing value, of booleans 0 and 1, of dates the days since
+        1970-01-01; of a category int32 codes, from 0 in the order of its levels, ``len(levels) + OTHER`` of a level
+        that is not declared, ``MISSING`` of none.
+
+    Raises:
+        ConfigError: pyarrow is not installed.
+        DataError: The file cannot be read, lacks a column, or a cell is no value of it; names line and column, and
+            never the cell.
+    """
+    try:
+        arrow.pyarrow()
+    except ImportError as exc:
+        raise ConfigError(
+            "run.task",
+            f"tables need the package pyarrow; {how_to_install('tables')}",
+            public="tables need the package pyarrow, of the extra tables",
+        ) from exc
+    suffix = path.suffix.lower()
+    if suffix in TEXT:
+        return _text(path, columns, form or TableForm())
+    if suffix in BINARY:
+        return _binary(path, columns, BINARY[suffix])
+    raise refusal(path, f"is no table: its name must end in one of {', '.join((*TEXT, *BINARY))}")
+
+
+def _text(path: Path, columns: Sequence[Column], form: TableForm) -> Columns:
+    found = dialect_of(path, form, columns)
+    short: list[int] = []
+
+    def on_row(row: Any) -> str:
+        short.append(row.actual_columns)
+        return "error"
+
+    pyarrow, csv = arrow.pyarrow(), arrow.part("csv")
+    kinds = {one.name: _arrow_type(one) for one in columns}
+    try:
+        table = csv.read_csv(
+            str(path),
+            read_options=csv.ReadOptions(
+                column_names=list(_unique(found.header)), skip_rows=found.header_lines
+            ),
+            parse_options=csv.ParseOptions(
+                delimiter=found.delimiter,
+                newlines_in_values=_has(path, b'"'),
+                invalid_row_handler=on_row,
+            ),
+            convert_options=csv.ConvertOptions(
+                include_columns=list(kinds),
+                column_types=kinds,
+                null_values=list(form.missing),
+                strings_can_be_null=True,
+                quoted_strings_can_be_null=True,
+                true_values=list(TRUE),
+                false_values=list(FALSE),
+                decimal_point=found.decimal,
+                timestamp_parsers=[csv.ISO8601],
+            ),
+        )
+        made = _taken(table, columns)
+    except (pyarrow.ArrowException, _Unusable) as exc:  # Its text quotes cells.
+        raise wrong_cells.error(path, found, form, columns) from exc
+    if not len(made[columns[0].name]):
+        raise refusal(path, "has no rows below its header")
+    return made
+
+
+def _unique(header: Sequence[str]) -> Sequence[str]:
+    """Names for all columns; those that are not read may stand twice."""
+    return [name if header.index(name) == at else f"\0{at}" for at, name in enumerate(header)]
+
+
+def _has(path: Path, what: bytes) -> bool:
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        return content.find(what) >= 0
+
+
+class _Unusable(Exception):
+    """Values that are no finite or no whole numbers, of a column and a row from 0."""
+
+    def __init__(self, column: Column, row: int, why: str) -> None:
+        super().__init__()
+        self.column, self.row, self.why = column, row, why
+
+
+def _arrow_type(column: Column) -> Any:
+    pyarrow = arrow.pyarrow()
+    if column.kind == "category":
+        return pyarrow.dictionary(pyarrow.int32(), pyarrow.string())
+    if column.kind == "text":
+        return pyarrow.string()
+    if column.kind == "boolean":
+        return pyarrow.bool_()
+    return pyarrow.timestamp("s") if column.kind == "date" else pyarrow.float64()
+
+
+def _taken(table: Any, columns: Sequence[Column]) -> Columns:
+    """Columns of an Arrow table as arrays; each leaves the table, so that none is in memory twice."""
+    made: Columns = {}
+    for column in columns:
+        at = table.column_names.index(column.name)
+        values = table.column(at)
+        table = table.remove_column(at)
+        made[column.name] = _array(values, column)
+        del values
+    return made
+
+
+def _array(values: Any, column: Column) -> NDArray[Any]:
+    """A column (rows,) of an Arrow table. Raises _Unusable."""
+    pyarrow, compute = arrow.pyarrow(), arrow.part("compute")
+    if column.is_required and values.null_count:
+        missing = np.asarray(compute.is_null(values))
+        raise _Unusable(column, int(np.argmax(missing)), "no value")
+    if column.kind == "category":
+        codes = _codes(values, column)
+        if column.is_closed and (other := codes == len(column.levels) + OTHER).any():
+            raise _Unusable(column, int(np.argmax(other)), wrong_cells.CLOSED)
+        return codes
+    if column.kind == "text":
+        return np.array([str(one).strip() for one in values.to_pylist()])
+    if column.kind == "date":
+        seconds = compute.cast(values, pyarrow.int64())
+        return np.floor(_floats(seconds) / _DAY_S)
+    found = _floats(values)
+    bad = np.isinf(found)
+    if values.null_count != np.isnan(found).sum():
+        bad |= np.isnan(found) & ~np.asarray(compute.is_null(values))
+    if column.kind == "integer" and not bad.any():
+        whole = np.isnan(found) | (np.floor(found) == found)
+        if not whole.all():
+            raise _Unusable(column, int(np.argmin(whole)), "not a whole number")
+    if bad.any():
+        raise _Unusable(column, int(np.argmax(bad)), "not a finite number")
+    return found
+
+
+def _floats(values: Any) -> NDArray[np.float64]:
+    """Numbers (rows,), NaN where there are none; block by block, so that no column is there three times."""
+    found = np.empty(len(values), np.float64)
+    start = 0
+    for block in values.chunks:
+        part = block.cast(arrow.pyarrow().float64(), safe=False)
+        found[start : start + len(part)] = part.to_numpy(zero_copy_only=False)
+        start += len(part)
+    return found
+
+
+def _codes(values: Any, column: Column) -> NDArray[np.int32]:
+    """Codes (rows,) of a category, by its levels."""
+    levels = column.levels
+    known = {level: code for code, level in enumerate(levels)}
+    found = np.empty(len(values), np.int32)
+    start = 0
+    for block in values.chunks:
+        names = [str(name).strip() for name in block.dictionary.to_pylist()]
+        # The last one is that of a missing value, whose index is -1.
+        codes = np.array([*(known.get(name, len(levels) + OTHER) for name in names), MISSING])
+        indices = block.indices.fill_null(-1).to_numpy(zero_copy_only=False)
+        found[start : start + len(block)] = codes[indices]
+        start += len(block)
+    return found
+
+
+# Files with types of their own
+
+
+def _binary(path: Path, columns: Sequence[Column], reader: str) -> Columns:
+    pyarrow, module = arrow.pyarrow(), arrow.part(reader)
+    try:
+        schema = _schema(path, reader)
+        check_header(path, schema.names, columns)
+        names = [one.name for one in columns]
+        for column in columns:
+            _check_type(path, column, schema.field(column.name).type)
+        table = (
+            module.read_table(str(path), columns=names)
+            if reader == "parquet"
+            else module.read_table(str(path), columns=names, memory_map=False)
+        )
+        made = _taken(_converted(table, columns), columns)
+    except _Unusable as exc:
+        where = f"column {exc.column.name}: {exc.why}"
+        away = where if exc.why == wrong_cells.CLOSED else f"row {exc.row + 1}, {where}"
+        raise refusal(path, f"row {exc.row + 1}, {where}", away) from exc
+    except FileNotFoundError as exc:
+        raise refusal(
+            path, "cannot be read: there is no such file; see data.dir and task.file"
+        ) from exc
+    except (pyarrow.ArrowException, OSError) as exc:  # Its text may quote cells.
+        raise refusal(
+            path,
+            f"is no {path.suffix} file that can be read ({type(exc).__name__})",
+            f"is no {path.suffix} file that can be read",
+        ) from exc
+    if not len(made[columns[0].name]):
+        raise refusal(path, "has no rows")
+    return made
+
+
+def _schema(path: Path, reader: str) -> Any:
+    pyarrow = arrow.pyarrow()
+    if reader == "parquet":
+        return arrow.part("parquet").read_schema(str(path))
+    with pyarrow.OSFile(str(path)) as file:
+        return pyarrow.ipc.open_file(file).schema
+
+
+def _check_type(path: Path, column: Column, kind: Any) -> None:
+    """Raise DataError unless a column of a file has a type that its declared one can be read from."""
+    types = arrow.part("types")
+    is_number = types.is_integer(kind) or types.is_floating(kind) or types.is_decimal(kind)
+    is_text = types.is_string(kind) or types.is_large_string(kind) or types.is_dictionary(kind)
+    fits = {
+        "number": is_number or types.is_boolean(kind),
+        "integer": is_number or types.is_boolean(kind),
+        "boolean": types.is_boolean(kind),
+        "date": types.is_date(kind) or types.is_timestamp(kind),
+        "category": is_text or types.is_integer(kind) or types.is_boolean(kind),
+        "text": is_text or types.is_integer(kind),
+    }
+    if not fits[column.kind]:
+        raise refusal(
+            path, f"column {column.name}: its type is {kind} there, and {column.kind} is declared"
+        )
+
+
+def _converted(table: Any, columns: Sequence[Column]) -> Any:
+    """The same table with the types that text files are read with; a NaN of pandas is a missing value."""
+    pyarrow, compute, types = arrow.pyarrow(), arrow.part("compute"), arrow.part("types")
+    for column in columns:
+        at = table.column_names.index(column.name)
+        values = table.column(at)
+        kind = values.type
+        if column.kind == "category":
+            if types.is_dictionary(kind):
+                values = values.cast(kind.value_type)
+            values = values.cast(pyarrow.string()).dictionary_encode()
+        elif column.kind == "text":
+            values = values.cast(pyarrow.string())
+        elif column.kind == "date":
+            values = values.cast(pyarrow.timestamp("s"), safe=False)
+        elif types.is_floating(kind):
+            values = compute.if_else(compute.is_nan(values), None, values)
+        table = table.set_column(at, column.name, values)
+    return table
