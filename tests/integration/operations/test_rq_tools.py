@@ -65,7 +65,7 @@ def test_a_plain_rq_worker_serves_a_client(
     urls["RQ_REDIS_URL"] = redis_urls[0]
     with running(line, **site, **urls):
         wait_for("its lease", lambda: store.control.leases.get(keyspace.client_holder("a")), 120)
-        loaded = loading.load("mnist-3v7", ("round.cohort=1",), {})
+        loaded = loading.load("mnist-3v7", ("round.cohort=1", "run.preflight=off"), {})
         run = runs.start_run(store, "plainly", loaded, 1).run_id
         lifecycle.advance(store, run)
         # Version 0, made by the client, as there is no evaluator.
