@@ -51,6 +51,8 @@ def _details(entry: RunStatus) -> list[str]:
     lines = [*entry.waiting_for, *entry.floods, *entry.notices]
     lines += [entry.validation_line] if entry.validation_line else []
     lines.append(f"config {entry.config_digest}")
+    if entry.base_part:
+        lines.append(f"base part {entry.base_part}")
     if entry.tags:
         lines.append(f"tags {', '.join(f'{name} = {at}' for name, at in entry.tags.items())}")
     return lines if entry.initial is None else [*lines, str(entry.initial)]

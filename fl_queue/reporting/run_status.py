@@ -65,6 +65,7 @@ class RunStatus:
         tags: Tag -> the version that it names.
         validated: The newest version with metrics of the clients' validation; None: there is none yet.
         validation: Metric of it -> its value, and how many clients and examples it is of.
+        base_part: Digest and size of the base part, and where it is, in words; empty: the run has none.
     """
 
     name: str
@@ -86,6 +87,7 @@ class RunStatus:
     tags: dict[str, int] = field(default_factory=dict)
     validated: int | None = None
     validation: dict[str, ValidatedMetric] = field(default_factory=dict)
+    base_part: str = ""
 
     @property
     def validation_line(self) -> str:
@@ -161,7 +163,19 @@ def run_status(store: Store, state: RunState, around: DiagnosisContext | None = 
         tags=dict(sorted(state.tags.items())),
         validated=validated,
         validation=validation,
+        base_part=_base_part(store, state),
     )
+
+
+def _base_part(store: Store, state: RunState) -> str:
+    try:
+        manifest = store.control.versions.manifest(state.run_id)
+    except MessageError:
+        return ""
+    if manifest is None or manifest.base is None:
+        return ""
+    where = "published" if manifest.base.is_published else "at the sites alone"
+    return f"{manifest.base.digest[:12]}, {manifest.base.nbytes:,} bytes, {where}"
 
 
 def _validation(store: Store, state: RunState) -> tuple[int | None, dict[str, ValidatedMetric]]:

@@ -201,6 +201,18 @@ def test_a_model_without_adapters_and_a_dtype_of_another_format_are_refused(
         made.export(tmp_path / "adapters", adapters=True)
 
 
+@pytest.mark.parametrize("where", ["published", "at the sites alone"])
+def test_status_names_the_base_part(made: Made, where: str) -> None:
+    raw = json.loads(made.manifest.to_json())
+    raw["base"]["is_published"] = where == "published"
+    made.store.control.redis.set(keyspace.manifest(made.run), dumps(raw))
+    urls = ["--redis-url", made.store.servers.url, "--blob-url", made.store.servers.blob_url]
+    done = CliRunner().invoke(cli, ["status", "tuned", *urls])
+    assert done.exit_code == 0, done.output
+    line = f"base part {made.base.digest[:12]}, {made.base.nbytes:,} bytes, {where}"
+    assert line in " ".join(done.stdout.split())
+
+
 def test_a_local_base_part_cannot_be_exported_and_the_adapters_can(
     made: Made, tmp_path: Path
 ) -> None:
