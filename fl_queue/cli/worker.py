@@ -189,12 +189,12 @@ trainer_options = collect(
     ),
     click.option(
         "--trainer-jobs",
-        default=1,
+        default=0,
         show_default=True,
         type=click.IntRange(min=0),
-        help="End a training process after this many jobs; 0: when it is not needed any more. One that stays "
-        "keeps its task and data from round to round, until files of --data change or a job has changed what "
-        "the next one could see.",
+        help="End a training process after this many jobs; 1: a fresh one for each; 0: when it is not needed any "
+        "more. One that stays keeps its task and data from round to round, until files that it has read change "
+        "or a job has changed what the next one could see.",
     ),
     click.option(
         "--trainer-bytes",

@@ -21,6 +21,8 @@ import torch
 
 #: Set by the first job on a CUDA device, and by torch with the first step of one of its optimizers, or the import of peft.
 _OURS = ("CUBLAS_WORKSPACE_CONFIG", "TORCHINDUCTOR_CACHE_DIR")
+#: Module of the handler by which torch notices that a process which reads samples has ended.
+_LOADERS = "torch.utils.data._utils.signal_handling"
 _STATUS = Path("/proc/self/status")
 _UMASK = re.compile(rb"^Umask:\s*(\d+)", re.MULTILINE)
 _TIMERS = (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF)
@@ -32,6 +34,13 @@ def _umask() -> bytes | None:
     # Asking os.umask would set it for a moment, for other threads, too.
     found = _UMASK.search(_STATUS.read_bytes()) if _STATUS.exists() else None
     return found[1] if found else None
+
+
+def _handler(number: int) -> Any:
+    found = signal.getsignal(number)
+    # Set by the first DataLoader of a process that has workers; it looks after those alone, and stays.
+    of_loaders = getattr(found, "__module__", None) == _LOADERS
+    return signal.SIG_DFL if of_loaders and number == signal.SIGCHLD else found
 
 
 def _matmul() -> tuple[Any, ...]:
@@ -75,7 +84,7 @@ SETTINGS: Mapping[str, Callable[[], Any]] = MappingProxyType(
         ),
         "the umask": _umask,
         "the signal handlers": lambda: tuple(
-            signal.getsignal(number) for number in sorted(signal.valid_signals())
+            _handler(number) for number in sorted(signal.valid_signals())
         ),
         "a timer": lambda: tuple(signal.getitimer(timer)[0] > 0 for timer in _TIMERS),
     }

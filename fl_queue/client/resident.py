@@ -34,7 +34,7 @@ from fl_queue.protocol.base_part import missing
 from fl_queue.protocol.codecs import codec
 from fl_queue.protocol.header import Header
 from fl_queue.protocol.manifest import Manifest
-from fl_queue.protocol.records import METRICS
+from fl_queue.protocol.records import METRICS, TRAINER_JOB
 from fl_queue.protocol.trainer_messages import Answer, Call, ModelFile, Progress, Request
 from fl_queue.store.jobs.rq_types import TimedOut
 from fl_queue.strategies import get_strategy
@@ -152,6 +152,7 @@ class Resident:
         self._site, self._ranks = site, ranks
         self._model: _Model | None = None
         self._kept = Kept(site)
+        self._jobs = 0
 
     def changed(self) -> list[str]:
         """What the last job has changed, as of ``tidy``; nothing is dropped."""
@@ -180,6 +181,7 @@ class Resident:
             TimedOut: RQ's timeout of a job in this process.
         """
         stopping.begin()
+        self._jobs += 1
         config = RunConfig.from_dict(request.config)
         job = _Job(request, config, report)
         calls_: Mapping[Call, Callable[[_Job], Answer]] = {
@@ -282,7 +284,7 @@ class Resident:
         folder = ClientStateFolder(self._site.client_states, job.request.run, job.request.client)
         state_writing.write_state(folder, config, plan, result, context)
         encoding = codec.encoding(config.update)
-        environment = _environment(task, context, job.request.state.note)
+        environment = self._environment(task, context, job.request.state.note)
         if result.is_by_optimizer and (name := config.train.optimizer) != "sgd":
             environment["optimizer"] = implementation(name, context.device)
         header = update_message.build_header(
@@ -305,7 +307,7 @@ class Resident:
         )
         if not self._is_first:
             return Answer(outcome="done")
-        environment = _environment(task, context, job.request.state.note)
+        environment = self._environment(task, context, job.request.state.note)
         return self._keep(replace(job.header("evaluation"), metrics=sums, environment=environment))
 
     def _score(self, job: _Job) -> Answer:
@@ -328,6 +330,17 @@ class Resident:
     def _is_first(self) -> bool:
         """Whether this process writes the files."""
         return self._ranks is None or not self._ranks.rank
+
+    def _environment(self, task: Task, context: ClientContext, note: str) -> dict[str, str | int]:
+        """
+        What decides the bits of a training besides its config, and how the client's state was found.
+
+        The number of the job in this process shows where one that stays has been replaced.
+        """
+        found = context.compute.environment(code_digest(task)) | {TRAINER_JOB: self._jobs}
+        if context.ranks is not None:
+            found |= context.ranks.environment()
+        return found | ({"client_state": note} if note else {})
 
     # Files
 
@@ -365,14 +378,6 @@ class Resident:
             raise TrainingLost(str(exc), public=exc.public) from exc
         failpoints.failpoint("outbox.written")
         return Answer(outcome="done", num_examples=header.num_examples)
-
-
-def _environment(task: Task, context: ClientContext, note: str) -> dict[str, str | int]:
-    """What decides the bits of a training besides its config, and how the client's state was found."""
-    found = context.compute.environment(code_digest(task))
-    if context.ranks is not None:
-        found |= context.ranks.environment()
-    return found | ({"client_state": note} if note else {})
 
 
 def _mapped(state_dir: Path, place: str, nbytes: int | None = None) -> Mapped:

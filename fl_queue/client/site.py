@@ -82,7 +82,7 @@ class WorkerSettings:
     data_from_config: bool = False
     operator_key: str = ""
     trainers: int = 2
-    trainer_jobs: int = 1
+    trainer_jobs: int = 0
     trainer_bytes: int = 0
     devices: tuple[str, ...] = ()
 
@@ -114,7 +114,7 @@ class WorkerSettings:
             data_from_config=environ.get("FLQ_SITE_DATA_FROM_CONFIG", "") == "1",
             operator_key=environ.get(operator_key.VARIABLE, ""),
             trainers=int(environ.get("FLQ_SITE_TRAINERS", "2")),
-            trainer_jobs=int(environ.get("FLQ_SITE_TRAINER_JOBS", "1")),
+            trainer_jobs=int(environ.get("FLQ_SITE_TRAINER_JOBS", "0")),
             trainer_bytes=int(environ.get("FLQ_SITE_TRAINER_BYTES", "0")),
             devices=_listed(environ, "FLQ_SITE_DEVICES"),
         )

@@ -15,6 +15,7 @@ import random
 from array import array
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import PurePath
 from types import (
     BuiltinMethodType,
     FunctionType,
@@ -137,6 +138,8 @@ class _Walk:
             return kind, value
         if issubclass(kind, (float, complex)):
             return repr(value)  # A NaN equals no other.
+        if issubclass(kind, PurePath) and kind.__module__.startswith("pathlib"):
+            return kind, str(value)  # It caches its parts in slots.
         self._left -= 1
         if id(value) in self._seen or self._left < 0:
             return id(value)

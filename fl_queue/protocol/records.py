@@ -91,6 +91,8 @@ class EvaluationState(StrEnum):
 #: In the environment of a failed answer: the class of an error that another attempt would meet, too.
 CANNOT = "cannot"
 
+#: In the environment of an update or evaluation: number of the job in its process, from 1.
+TRAINER_JOB = "trainer_job"
 #: In the environment of version 0: the metrics that the task declares, see ``metrics.Declared.to_record``.
 METRICS = "metrics"
 

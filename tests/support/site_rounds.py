@@ -19,6 +19,7 @@ from fl_queue.protocol import tensor_layout
 from fl_queue.protocol.codecs import codec
 from fl_queue.protocol.header import Header
 from fl_queue.protocol.manifest import Manifest, extra_name
+from fl_queue.protocol.records import TRAINER_JOB
 from fl_queue.protocol.trainer_messages import (
     Answer,
     Call,
@@ -43,7 +44,9 @@ class Response:
 
     def without_time(self) -> Response:
         """The same, but for what no two trainings have alike."""
-        return replace(self, header=replace(self.header, train_s=0.0, token=""))
+        environment = {k: v for k, v in self.header.environment.items() if k != TRAINER_JOB}
+        header = replace(self.header, train_s=0.0, token="", environment=environment)
+        return replace(self, header=header)
 
 
 @dataclass

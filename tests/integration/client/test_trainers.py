@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from fl_queue.client import reload
+from fl_queue.protocol.records import TRAINER_JOB
 from fl_queue.store.embedded.server_pair import start
 from tests.conftest import chosen_server
 from tests.support.federation import Federation, kill, wait_for
@@ -19,12 +21,12 @@ ROUNDS = ("run.rounds=4", "round.cohort=2", "run.evaluate_every=0")
 def federation(
     tmp_path_factory: pytest.TempPathFactory, no_process_left: None
 ) -> Iterator[Federation]:
-    """Two sites: the training process of the first stays, the second has a fresh one for each job."""
+    """Two sites: the training process of the first stays, as by default; the second has a fresh one for each job."""
     folder = tmp_path_factory.mktemp("trainers")
     with start(folder / "state", server=chosen_server()) as redis:
         made = Federation(redis, folder, 0, evaluator=False)
         try:
-            made.start("site-1", "--trainer-jobs", "0")
+            made.start("site-1")
             made.start("site-2", "--trainer-jobs", "1")
             made.clients = ["site-1", "site-2"]
             wait_for("workers", lambda: len(made.store.control.workers.living()) == 3, 120)
@@ -47,9 +49,17 @@ def pids(federation: Federation, run: str) -> dict[str, set[int]]:
     return seen
 
 
+def job_numbers(federation: Federation, run: str, number: int) -> dict[str, Any]:
+    """Client -> number of its job of a round in the life of its process."""
+    receipts = federation.store.control.receipts.of_round(run, number)
+    return {client: receipt.environment[TRAINER_JOB] for client, receipt in receipts.items()}
+
+
 def test_a_process_that_stays_and_fresh_ones_give_the_same_bits(federation: Federation) -> None:
     run = federation.begin("resident", *ROUNDS)
     seen = pids(federation, run)
+    # Receipts are kept for the last two rounds.
+    numbers = [job_numbers(federation, run, number) for number in (3, 4)]
     calm = federation.free(run)
     # The other way round: what stays is killed in the middle, and reloaded.
     again = federation.begin("resident", *ROUNDS)
@@ -60,6 +70,11 @@ def test_a_process_that_stays_and_fresh_ones_give_the_same_bits(federation: Fede
 
     assert len(seen["site-1"]) == 1
     assert len(seen["site-2"]) >= 2
+    # Before them the facts, and version 0 by one of both.
+    stayed = [jobs["site-1"] for jobs in numbers]
+    assert [job - stayed[0] for job in stayed] == [0, 1]
+    assert stayed[0] >= 4
+    assert [jobs["site-2"] for jobs in numbers] == [1, 1]
     assert federation.free(again) == calm
 
 

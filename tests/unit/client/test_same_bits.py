@@ -13,8 +13,10 @@ from typing import Any
 import pytest
 import torch
 
+from tests.support.images import save_image
 from tests.support.kept_rounds import (
     CSV,
+    check_same_bits,
     config_of,
     digest_of,
     fresh,
@@ -54,6 +56,53 @@ def test_kept_data_change_no_bit(tmp_path: Path, case: str) -> None:
     assert found == wanted
     assert not any(changed), changed
     assert found[-1].header.metrics != found[-2].header.metrics
+
+
+MNIST: dict[str, Any] = {
+    "data": {"train_per_class": [6, 6], "validation_per_class": [3, 3]},
+    "train": {"epochs": 1},
+}
+IMAGES: dict[str, Any] = {
+    "run": {"task": "image-folder"},
+    "data": {"partition": "site", "validation_fraction": 0.25},
+    "train": {"epochs": 1},
+    "task": {
+        "classes": "a,b",
+        "image_size": 16,
+        "model": "mobilenet_v3_small",
+        "augment": ["flip", "crop"],
+        "class_weights": "balanced",
+    },
+}
+ADAMW: dict[str, Any] = {"optimizer": "adamw", "schedule": "cosine", "momentum": 0.0}
+#: Name -> config, and settings of the site: threads, processes that read samples.
+BUILT_IN: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "2nn": (MNIST | {"run": {"task": "mnist-2nn"}}, {}),
+    "cnn": (MNIST | {"run": {"task": "mnist-cnn"}}, {"max_examples": 32}),
+    "images": (IMAGES, {}),
+    "images, loaders": (IMAGES, {"loader_workers": 2}),
+    "csv, adamw": (CSV | {"task": {"hidden": [8]}, "train": ADAMW}, {}),
+    "function, loaders": (
+        {"run": {"task": "kept_own:made"}, "train": {"epochs": 1}},
+        {"loader_workers": 2},
+    ),
+    "fedprox": (
+        {"run": {"task": "kept_own:made"}, "aggregation": {"strategy": "fedprox"}},
+        {},
+    ),
+    "private": ({"run": {"task": "kept_own:made"}, "model": {"private": ["1.*"]}}, {}),
+    "arrays": ({"run": {"task": "kept_own:Means"}, "train": {"epochs": 1}}, {}),
+}
+
+
+@pytest.mark.parametrize("case", BUILT_IN)
+def test_each_kind_of_task_has_the_bits_of_fresh_processes(tmp_path: Path, case: str) -> None:
+    raw, settings = BUILT_IN[case]
+    for number in range(16 if raw is IMAGES else 0):
+        shade = (number * 10, 90 - number, 40)
+        save_image(tmp_path / "data/train" / "ab"[number % 2] / f"{number}.png", shade)
+
+    check_same_bits(tmp_path, config_of(raw), **settings)
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import sys
 import time
 from collections import Counter, deque
 from collections.abc import Callable
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -224,3 +225,14 @@ def test_marks_of_a_large_table_are_cheap(order: str) -> None:
     # One copy of it takes more.
     assert min(seconds) < 0.005, seconds
     assert sys.getsizeof(of_data(found)) < 1000
+
+
+def test_a_path_is_its_text_whatever_it_has_cached() -> None:
+    path = Path("data") / "a.png"
+    before = of_data([(path, 1)])
+
+    assert str(path.with_suffix(".jpg")) == "data/a.jpg"
+    assert hash(path) == hash(Path("data/a.png"))
+    assert path.name == "a.png"
+    assert of_data([(path, 1)])[1:] == before[1:]
+    assert of_data([(path.parent, 1)])[1:] != before[1:]

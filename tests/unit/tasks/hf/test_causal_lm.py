@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from fl_queue.tasks.base import declared_of
 from fl_queue.tasks.hf import packages, samples
 from fl_queue.tasks.hf.samples import TokenSamples
 from fl_queue.tasks.loading import load_task
+from tests.support.kept_rounds import check_same_bits, on_one_thread
 from tests.unit.tasks.hf.test_models import GPT2
 
 TEXT = "the cat sat on the mat\n" * 30
@@ -84,6 +86,20 @@ def test_it_learns_with_the_same_bits_each_time(tmp_path: Path, rank: int, dtype
     assert found[0].trained["loss"] < found[0].base["loss"]
     assert (found[0].trained, found[0].largest) == (found[1].trained, found[1].largest)
     assert bool(found[0].frozen) == bool(rank)
+
+
+@pytest.mark.parametrize(("rank", "dtype"), [(0, "float32"), (2, "bfloat16")])
+def test_a_process_that_stays_has_the_bits_of_fresh_ones(
+    tmp_path: Path, rank: int, dtype: str
+) -> None:
+    (tmp_path / "a.txt").write_text(TEXT)
+    config = config_of(lora_rank=rank, dtype=dtype)
+    config = replace(config, train=replace(config.train, epochs=1))
+    # Imports what it needs, once here and not in each process.
+    with on_one_thread():
+        load_task("causal-lm", config, data_dir=str(tmp_path)).build_model()
+
+    check_same_bits(tmp_path, config, data_dir=str(tmp_path))
 
 
 @pytest.mark.parametrize(

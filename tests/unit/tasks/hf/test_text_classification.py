@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from fl_queue.tasks.base import Task
 from fl_queue.tasks.context import ClientContext
 from fl_queue.tasks.loading import load_task
 from fl_queue.tasks.site_facts import facts_of
+from tests.support.kept_rounds import check_same_bits, on_one_thread
 from tests.unit.tasks.hf.test_models import BERT
 
 WORDS = {"pos": "good", "neg": "bad"}
@@ -107,6 +109,19 @@ def test_it_learns_with_the_same_bits_each_time(folder: Path, lora: int) -> None
     assert (first.trained, first.largest) == (second.trained, second.largest)
     assert bool(first.frozen) == bool(lora)
     assert first.update_bytes == 4 * (first.parameters - first.frozen)
+
+
+@pytest.mark.parametrize(("lora", "loaders"), [(0, 0), (2, 2)])
+def test_a_process_that_stays_has_the_bits_of_fresh_ones(
+    folder: Path, lora: int, loaders: int
+) -> None:
+    config = config_of(lora_rank=lora)
+    config = replace(config, train=replace(config.train, epochs=1))
+    # Imports what it needs, once here and not in each process.
+    with on_one_thread():
+        load_task("text-classification", config, data_dir=str(folder)).build_model()
+
+    check_same_bits(folder, config, data_dir=str(folder), loader_workers=loaders)
 
 
 def test_its_facts_name_the_classes_and_number_the_vocabulary(folder: Path) -> None:

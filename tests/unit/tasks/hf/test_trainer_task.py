@@ -25,6 +25,7 @@ from fl_queue.tasks.context import ClientContext
 from fl_queue.tasks.hf import packages
 from fl_queue.tasks.hf.trainer_task import HFTask
 from fl_queue.tasks.loading import load_task
+from tests.support.kept_rounds import check_same_bits
 
 GENERATOR = np.random.default_rng(3)
 X = GENERATOR.normal(size=(48, 4)).astype("f4")
@@ -100,6 +101,11 @@ def test_it_trains_the_given_model_and_reports_each_epoch() -> None:
     assert 0 < sums["loss_sum"] / 40 < 1
     assert [(number, count) for number, count, _ in epochs] == [(1, 2), (2, 2)]
     assert epochs[1][2]["loss"] < epochs[0][2]["loss"]
+
+
+def test_a_process_that_stays_has_the_bits_of_fresh_ones(tmp_path: Path) -> None:
+    packages.transformers().Trainer  # noqa: B018  Imported here, and not by each process.
+    check_same_bits(tmp_path, config_of(), allow=("ownhf:Own",))
 
 
 def test_the_round_decides_the_order_and_the_bits(own: type[Own]) -> None:
