@@ -339,7 +339,10 @@ def _largest(changes: local_update.UpdateTensors) -> float:
 
 
 def _not_reported(config: RunConfig, made: local_update.TrainingResult) -> str:
-    """Find out why a run would end after round 1: the metric of run.select may be missing."""
+    """Find out what a run would leave out, and why it would end after round 1: run.select may be missing."""
+    for sums in (made.metrics, made.train_metrics):
+        if left_out := metrics.sound(sums)[1]:
+            return f"a run would leave out {'; '.join(dict.fromkeys(left_out.values()))}"
     validated = metrics.merge_clients({CLIENT: made.metrics})
     return metric_choice.problem(config, metric_choice.of_validations([validated]))
 
