@@ -140,6 +140,15 @@ class DataError(_OfPath, ConfigurationError):
     exit_code = 3
 
 
+class PolicyRefusal(ConfigurationError):
+    """A question that a site's policy does not let it answer. Args: ``reason``: quotes no data, so it is public."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"refused by this site's policy: {reason}")
+        self._publish(True, str(self))
+        self.reason = reason
+
+
 class MachineUnfit(ConfigurationError):
     """A check of ``fl-queue doctor`` failed; the findings name the fix."""
 
@@ -402,6 +411,7 @@ LASTING = (
     ConfigError,
     DataError,
     LocalStorageError,
+    PolicyRefusal,
     ImportError,
     FileNotFoundError,
     PermissionError,

@@ -31,6 +31,11 @@ def initialise(run: str, number: int) -> str:
     return _respond(run, number, Purpose.initialise)
 
 
+def sums(run: str, number: int) -> str:
+    """RQ job: add up this site's rows for a step of an analysis, or push the sums that an earlier attempt made."""
+    return _respond(run, number, Purpose.sums)
+
+
 def tell_facts(run: str, segment: int) -> str:  # codespell:ignore tell
     """RQ job: report the facts of this site's data, for the comparison before round 1."""
     return preflight.report_facts(run, segment, site_worker.ask)

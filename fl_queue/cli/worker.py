@@ -115,6 +115,7 @@ class SiteRules:
     quiet_hours: tuple[str, ...]
     approve: bool
     pins: tuple[str, ...]
+    policy: Path | None
 
     def apply(self, settings: WorkerSettings) -> WorkerSettings:
         """Check these options and add them to a worker's settings. Raises ConfigError."""
@@ -136,6 +137,7 @@ class SiteRules:
             min_examples=self.min_examples,
             min_batch=self.min_batch or 0,
             approve=self.approve,
+            policy=_policy_file(self.policy),
             pins=tuple(map(_config_digest, self.pins)),
             quiet_hours=tuple(str(hours.parse(span)) for span in self.quiet_hours),
         )
@@ -254,7 +256,18 @@ site_rules = collect(
         help="Serve runs of this config alone: its digest (`fl-queue config show --digest`), or its file; "
         "may be repeated.",
     ),
+    file_option(
+        "--policy",
+        help="File of the rules for questions about tables (`fl-queue policy show`); an edit holds from the next "
+        "job on.",
+    ),
 )
+
+
+def _policy_file(file: Path | None) -> str:
+    from fl_queue.client import policy
+
+    return policy.checked_file(file)
 
 
 def _loader_option(command: Command) -> Command:

@@ -30,7 +30,7 @@ from fl_queue.protocol.header import Header
 from fl_queue.protocol.records import AwaitedUpdate
 
 #: What is made of a site's data; a failure is not, and version 0 is not.
-_OF_DATA = ("update", "evaluation")
+_OF_DATA = ("update", "evaluation", "sums")
 DECLINED = "declined by its site"
 MAX_REASON_LENGTH = 200
 

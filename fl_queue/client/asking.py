@@ -112,6 +112,16 @@ def evaluation_request(job: ClientJob) -> Request:
     return _of_round(job, Call.evaluate, base, stored)
 
 
+def sums_request(job: ClientJob) -> Request:
+    """
+    Add up the rows of this site for the step after the round's base version.
+
+    Raises:
+        RoundEnded: The round ended while that version was waited for.
+    """
+    return _of_round(job, Call.sums, job.base or fetch_base(job))
+
+
 def initial_request(job: ClientJob) -> Request:
     """
     Build version 0: of the task, or the run's initial model.
@@ -128,6 +138,7 @@ REQUESTS = MappingProxyType(
         Purpose.train: update_request,
         Purpose.evaluate: evaluation_request,
         Purpose.initialise: initial_request,
+        Purpose.sums: sums_request,
     }
 )
 

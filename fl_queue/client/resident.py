@@ -14,7 +14,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from fl_queue.client import client_state, local_update, outbox, state_writing, update_message
+import numpy as np
+
+from fl_queue.analyses.base import STATE
+from fl_queue.client import client_state, local_update, outbox, state_writing, sums, update_message
 from fl_queue.client.asking import Report
 from fl_queue.client.client_state import ClientStateFolder
 from fl_queue.client.kept import Kept
@@ -189,6 +192,7 @@ class Resident:
             Call.initialise: self._initialise,
             Call.train: self._train,
             Call.evaluate: self._evaluate,
+            Call.sums: self._sums,
             Call.score: self._score,
         }
         is_done = False
@@ -221,6 +225,9 @@ class Resident:
     # What may be asked for
 
     def _facts(self, job: _Job) -> Answer:
+        if job.config.analysis is not None:
+            sums.read(self._site, job.config)
+            return Answer(outcome="done")
         context, can_train = None, False
         try:
             context = context_of(self._site, job.config, job.request, self._ranks)
@@ -243,6 +250,10 @@ class Resident:
     def _initialise(self, job: _Job) -> Answer:
         failpoints.failpoint("client.started")
         request = job.request
+        if (analysis := job.config.analysis) is not None:
+            sums.check_allowed(self._site, job.config)
+            header = update_message.initial_header(job.header("model"), analysis.manifest, {})
+            return self._keep(header, [tensor_layout.little_endian(analysis.initial())])
         task = self._kept.task(job.request, job.config)
         initial = request.initial
 
@@ -309,6 +320,16 @@ class Resident:
             return Answer(outcome="done")
         environment = self._environment(task, context, job.request.state.note)
         return self._keep(replace(job.header("evaluation"), metrics=sums, environment=environment))
+
+    def _sums(self, job: _Job) -> Answer:
+        failpoints.failpoint("client.started")
+        found = sums.read(self._site, job.config)
+        state = found.analysis.state_of(np.array(self._base(job).arrays()[STATE], np.int64))
+        words = sums.answer(self._site, job.request, found, state)
+        header = update_message.words_header(
+            job.header("sums"), found.analysis.layout(state).manifest, found.policy.digest
+        )
+        return self._keep(header, [tensor_layout.little_endian(words)])
 
     def _score(self, job: _Job) -> Answer:
         context = context_of(self._site, job.config, job.request, self._ranks)

@@ -57,6 +57,7 @@ class WorkerSettings:
         operator_key: File of the operator's key, on the operator's side; empty: where it is by default.
         trainers: Training processes that are kept, one for each run.
         trainer_jobs: Jobs that one of them does; 0: any number.
+        policy: File of the rules for its tables (``client/policy.py``); empty: the rules without a file.
         trainer_bytes: Memory that they may keep together, bytes; 0: see ``most_trainer_bytes``.
     """
 
@@ -85,6 +86,7 @@ class WorkerSettings:
     trainer_jobs: int = 0
     trainer_bytes: int = 0
     devices: tuple[str, ...] = ()
+    policy: str = ""
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str] = os.environ) -> WorkerSettings:
@@ -117,6 +119,7 @@ class WorkerSettings:
             trainer_jobs=int(environ.get("FLQ_SITE_TRAINER_JOBS", "0")),
             trainer_bytes=int(environ.get("FLQ_SITE_TRAINER_BYTES", "0")),
             devices=_listed(environ, "FLQ_SITE_DEVICES"),
+            policy=environ.get("FLQ_SITE_POLICY", ""),
         )
 
     def to_environ(self) -> dict[str, str]:
@@ -146,6 +149,7 @@ class WorkerSettings:
             "FLQ_SITE_TRAINER_JOBS": str(self.trainer_jobs),
             "FLQ_SITE_TRAINER_BYTES": str(self.trainer_bytes),
             "FLQ_SITE_DEVICES": ",".join(self.devices),
+            "FLQ_SITE_POLICY": self.policy,
             # Not named: what the environment names stays.
             **({operator_key.VARIABLE: self.operator_key} if self.operator_key else {}),
         }

@@ -32,6 +32,22 @@ def initial_header(blank: Header, manifest: Manifest, environment: Mapping[str, 
     )
 
 
+def words_header(blank: Header, layout: Manifest, policy: str) -> Header:
+    """
+    Header of a site's words, but for the digest of its body.
+
+    Args:
+        layout: The vector, as the only tensor of a body.
+        policy: Digest of the site's policy, for its receipt.
+    """
+    return replace(
+        blank,
+        environment={"policy": policy},
+        tensors=tensor_layout.entries(layout),
+        body_bytes=layout.nbytes,
+    )
+
+
 def build_header(
     blank: Header,
     made: TrainingResult,

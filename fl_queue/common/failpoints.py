@@ -24,6 +24,8 @@ POINTS = {
     "trainer.answered": "a worker looks at its trainer's answer",
     "trainer.tidied": "a trainer that has answered looks what its job has changed",
     "client.started": "a client reads the model",
+    "rows.read": "a client adds up the rows of its table",
+    "ledger.noted": "a client writes the sums of its rows to the outbox",
     "client.trained": "a client writes its update to the outbox",
     "outbox.written": "a client pushes its update",
     "chunks.pushed": "a client pushes the element that names its chunks",

@@ -7,6 +7,7 @@ No Redis here.
 from __future__ import annotations
 
 from fl_queue.common.toml_text import value_text
+from fl_queue.config.analysis_rules import check_analysis
 from fl_queue.config.data_section import check_data
 from fl_queue.config.schema import RoundSection
 from fl_queue.config.settings import RunSettings
@@ -25,6 +26,8 @@ def check(settings: RunSettings) -> None:
         ConfigError: Names the field to change, and the fix.
     """
     _check_quorum(settings)
+    if settings.analysis is not None:
+        check_analysis(settings)
     if settings.is_simulation:
         _check_simulation(settings)
         _check_simulated_quorum(settings)

@@ -30,6 +30,8 @@ _DIRECTIONS = {"loss": "min", **dict.fromkeys(_SHARES, "max")}
 def of_config(config: RunConfig) -> frozenset[str] | None:
     """The metrics that a run's clients can report; None where that depends on the task's code."""
     entry = TASKS.get(config.run.task)
+    if config.analysis is not None:
+        return frozenset()
     if entry is None:
         return None
     found, beside = _of_task(entry, config)

@@ -8,10 +8,11 @@ from typing import Any
 from fl_queue.common import toml_text
 from fl_queue.common.redis_url import mask
 from fl_queue.common.toml_text import value_text
+from fl_queue.config.analysis_catalog import ANALYSES, AnalysisEntry
 from fl_queue.config.optimizer_catalog import OPTIMIZERS
 from fl_queue.config.run_config import RunConfig
 from fl_queue.config.schema import OPEN, SECTIONS
-from fl_queue.config.task_catalog import TASKS
+from fl_queue.config.task_catalog import TASKS, TaskEntry
 from fl_queue.strategies import STRATEGIES
 
 
@@ -60,7 +61,8 @@ def render_reference() -> str:
             )
     lines += _optimizers()
     lines += ["", "## [task]", "", "Options of the task itself. A task of your own takes any."]
-    for name, entry in TASKS.items():
+    tasks: dict[str, TaskEntry | AnalysisEntry] = {**TASKS, **ANALYSES}
+    for name, entry in tasks.items():
         lines += ["", f"### {name}", "", f"{entry.doc[0].upper()}{entry.doc[1:]}."]
         if entry.options:
             lines += ["", "| option | default | meaning |", "|---|---|---|"]

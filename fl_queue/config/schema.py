@@ -13,6 +13,7 @@ from typing import Literal
 
 from fl_queue.common.options import OptionTable
 from fl_queue.common.spelling import nearest
+from fl_queue.config.analysis_catalog import ANALYSES
 from fl_queue.config.data_section import DataSection
 from fl_queue.config.optimizer_catalog import OPTIMIZERS, no_decay_problem, optimizer_problem
 from fl_queue.config.section import FIXED, LOCAL, NEWER, Rate, Section, Share, Use, option
@@ -95,7 +96,7 @@ class RunSection(Section):
 
     task: str = option(
         "mnist-2nn",
-        f"a built-in task ({', '.join(TASKS)}), your own as module:name (a class or a function), or a Flower client as flower:module:name",
+        f"a built-in task ({', '.join(TASKS)}), an analysis of tables ({', '.join(ANALYSES)}), your own as module:name (a class or a function), or a Flower client as flower:module:name",
         use=FIXED,
     )
     rounds: int = option(10, "rounds to commit each time the run is started, 1 or more", low=1)

@@ -9,9 +9,12 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from fl_queue.aggregation.sum_format import SumFormat, sum_format
+from fl_queue.analyses.base import Analysis
+from fl_queue.config.analysis_catalog import ANALYSES
 from fl_queue.config.data_section import DataSection
 from fl_queue.config.optimizer_catalog import is_own
 from fl_queue.config.schema import (
@@ -81,6 +84,12 @@ class RunSettings:
         Nothing may need them one by one: neither ``verify`` nor the strategy.
         """
         return not (self.model.keep_updates or self.plain_strategy().needs_all)
+
+    @cached_property
+    def analysis(self) -> Analysis | None:
+        """The analysis of a run that adds up tables; None: the run trains."""
+        entry = ANALYSES.get(self.run.task)
+        return entry.kind(self.task) if entry is not None else None
 
     def own_code(self) -> tuple[str, ...]:
         """Own code of this run, each as ``module:name``: that of the task, and the optimizer."""

@@ -16,6 +16,7 @@ from typing import Any
 from fl_queue.common import data_folder
 from fl_queue.common.options import Option, check_travels, unknown_key
 from fl_queue.config import image_options, table_options, text_options
+from fl_queue.config.analysis_catalog import ANALYSES
 
 
 @dataclass(frozen=True)
@@ -334,9 +335,9 @@ def task_options(task: str, given: dict[str, Any]) -> dict[str, Any]:
         for key, value in given.items():
             check_travels(f"task.{key}", value)
         return dict(given)
-    entry = TASKS.get(task)
+    entry = TASKS.get(task) or ANALYSES.get(task)
     if entry is None:
-        known = Option("str", "", "", choices=tuple(TASKS))
+        known = Option("str", "", "", choices=(*TASKS, *ANALYSES))
         known.parse("run.task", task)
         raise AssertionError("unreachable: parse refuses a name that is not a choice")
     for key in given:
@@ -362,5 +363,7 @@ def recorded_options(task: str, options: Mapping[str, Any]) -> dict[str, Any]:
 
 def may_differ(task: str, options: Mapping[str, Any]) -> bool:
     """True if sites may differ in the task's classes or features, which the config leaves open."""
+    if task in ANALYSES:
+        return False
     entry = TASKS.get(task)
     return entry is None or bool(entry.decides and not options[entry.decides])

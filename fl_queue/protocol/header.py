@@ -35,7 +35,7 @@ from fl_queue.protocol.records import Verdict
 
 #: How parameters may lie in a body, besides ``topk:<fraction>``; see ``protocol/codecs/codec.py``.
 CODECS = ("float32", "bfloat16", "int8")
-HEADER_KINDS = ("update", "evaluation", "failure", "model", "group")
+HEADER_KINDS = ("update", "evaluation", "failure", "model", "group", "sums")
 MAX_HEADER_BYTES = 4 * 1024 * 1024
 MAX_TENSORS = 16384
 MAX_CHUNKS = 65536
@@ -183,8 +183,8 @@ class Header:
     Header of a message.
 
     Args:
-        kind: ``update``, ``evaluation``, ``failure``, ``model``, or ``group``: the sum of several
-            virtual clients' updates.
+        kind: ``update``, ``evaluation``, ``failure``, ``model``, ``sums`` (words of an analysis), or ``group``:
+            the sum of several virtual clients' updates.
         run: Run id.
         round: Round it belongs to, 0 to 2**32-1; also in the element's prefix.
         client: Who sends it.

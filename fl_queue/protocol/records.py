@@ -49,8 +49,14 @@ class Purpose(StrEnum):
     train = "train"
     #: Evaluate the newest version on the clients.
     evaluate = "evaluate"
+    #: A step of an analysis: each client sends sums over its rows.
+    sums = "sums"
     #: Make an older version the newest one; no client takes part.
     restore = "restore"
+
+
+#: Purposes of rounds in which the answers of a cohort make the next version.
+MAKES_NEXT = (Purpose.train, Purpose.sums)
 
 
 class Mode(StrEnum):

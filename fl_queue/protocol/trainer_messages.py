@@ -51,6 +51,8 @@ class Call(StrEnum):
     initialise = "initialise"
     #: An update of the round's version.
     train = "train"
+    #: Sums over the client's rows, for the next step of an analysis.
+    sums = "sums"
     #: Metrics of the round's version on the client's validation data.
     evaluate = "evaluate"
     #: Metrics of a version on the task's test data.

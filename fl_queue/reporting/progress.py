@@ -20,7 +20,7 @@ from fl_queue.coordinator.rounds import lifecycle
 from fl_queue.errors import StoreUnavailable
 from fl_queue.models import selection
 from fl_queue.protocol import identifiers, job_origins
-from fl_queue.protocol.records import EvaluationState, Purpose
+from fl_queue.protocol.records import MAKES_NEXT, EvaluationState
 from fl_queue.reporting import event_lines, rich_console, rounds_table
 from fl_queue.reporting.event_lines import Event
 from fl_queue.reporting.live_view import ROUNDS_SHOWN, RunSnapshot, render
@@ -170,7 +170,7 @@ class _EventFollower:
             snapshot.ended = [
                 record
                 for record in control.history.records(self.run, last=ROUNDS_SHOWN + 1)
-                if record.purpose == Purpose.train
+                if record.purpose in MAKES_NEXT
             ]
             snapshot.evaluated = selection.test_metrics(self.store, self.run)
 

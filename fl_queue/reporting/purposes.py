@@ -17,6 +17,7 @@ def in_words(purpose: Purpose, training: str) -> str:
         "initialise": "making version 0",
         "train": training,
         "evaluate": "closing evaluation",
+        "sums": f"{training} (sums)",
         "restore": "going back to an older version",
     }
     return words[purpose]

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from fl_queue import metrics
 from fl_queue.common import escaping
 from fl_queue.errors import DataError
-from fl_queue.protocol.records import Outcome, Purpose, RoundRecord
+from fl_queue.protocol.records import MAKES_NEXT, Outcome, Purpose, RoundRecord
 from fl_queue.reporting import metric_panels, plotting, rich_console
 from fl_queue.reporting.baselines import Baseline
 from fl_queue.reporting.metric_lines import by_coverage
@@ -133,7 +133,7 @@ def rows(
     records: Sequence[RoundRecord], evaluations: Curve, late: Mapping[int, int]
 ) -> list[RoundRow]:
     """
-    One row for each training round, in the order of the history.
+    One row for each round that made a version, or should have, in the order of the history.
 
     Args:
         records: The history.
@@ -145,7 +145,7 @@ def rows(
     return [
         _row(record, evaluations, validated, coverage, late.get(record.round, 0))
         for record in records
-        if record.purpose in (Purpose.train, Purpose.restore)
+        if record.purpose in (*MAKES_NEXT, Purpose.restore)
     ]
 
 

@@ -51,6 +51,10 @@ def load_task(name: str, config: RunConfig, allow: Sequence[str] = (), data_dir:
     Raises:
         ConfigError: ``run.task``, with the reason; or an option the task cannot use.
     """
+    if config.analysis is not None:
+        raise ConfigError(
+            "run.task", f"{name} trains no model; see `fl-queue {name} --help`", public=True
+        )
     config = replace(config, data=replace(config.data, dir=data_dir))
     made = _built_in(name, config, allow) if name in TASKS else _own(name, config, allow)
     if is_own(config.train.optimizer):

@@ -30,6 +30,7 @@ _KEPT = frozenset(
         "FLQ_SITE_MAX_EXAMPLES",
         "FLQ_SITE_MIN_EXAMPLES",
         "FLQ_SITE_MIN_BATCH",
+        "FLQ_SITE_POLICY",
         "FLQ_SITE_APPROVE",
         "FLQ_SITE_WORKER",
         "FLQ_SITE_SUPERVISOR",

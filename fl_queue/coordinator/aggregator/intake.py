@@ -21,19 +21,18 @@ from pathlib import Path
 
 from fl_queue.aggregation import group_sum
 from fl_queue.aggregation.merge import MergedUpdate, UpdateMerger
-from fl_queue.coordinator.aggregator import job_requests, rejections
+from fl_queue.coordinator.aggregator import archiving, job_requests, rejections, step_intake
 from fl_queue.coordinator.aggregator.authentication import (
     AuthenticatedMessage,
     MessageAuthenticator,
 )
 from fl_queue.coordinator.aggregator.open_round import OpenRound
-from fl_queue.coordinator.aggregator.partial_sum import PartialRoundState
+from fl_queue.coordinator.aggregator.partial_sum import PartialRoundState, ResumableSum
 from fl_queue.coordinator.aggregator.receipts import ReceiptLog
 from fl_queue.coordinator.aggregator.sum_checkpoint import SumCheckpoint
 from fl_queue.coordinator.aggregator.taken_list import TakenList
 from fl_queue.coordinator.aggregator.verdicts import make_receipt, with_merged
 from fl_queue.errors import ContentMissing, ForgedMessage, MessageError
-from fl_queue.models import update_archive
 from fl_queue.protocol import job_origins, message
 from fl_queue.protocol.header import Header
 from fl_queue.protocol.manifest import Manifest
@@ -46,6 +45,7 @@ _WANTED_KIND = {
     Purpose.train: "update",
     Purpose.evaluate: "evaluation",
     Purpose.initialise: "model",
+    Purpose.sums: "sums",
 }
 _DUPLICATE = "an update of this client was received already"
 
@@ -76,6 +76,8 @@ class UpdateIntake:
         self._body_buffer = bytearray()  # Reused for each update.
         self.manifest = self.store.control.versions.manifest(self.run)
         self.merger = self._new_merger()
+        #: The words of a step of an analysis; None in any other round.
+        self.step = step_intake.open_step(current, self.manifest, state_dir)
 
     def _new_merger(self) -> UpdateMerger | None:
         """The merger of a training round; None where no updates are merged."""
@@ -90,6 +92,13 @@ class UpdateIntake:
             self._state_dir / "gathered",
             state.discount,
         )
+
+    @property
+    def _resumable(self) -> ResumableSum | None:
+        """What another incarnation can go on from; None: it takes all messages again."""
+        if self.merger is None:
+            return self.step
+        return self.merger.total if self.merger.is_resumable else None
 
     @property
     def round(self) -> RoundState:
@@ -286,6 +295,8 @@ class UpdateIntake:
             raise MessageError(f"a {header.kind} came where the round wants a {wanted}")
         if header.kind == "update":
             return self._add_update(opened)
+        if header.kind == "sums":
+            return self._add_words(opened)
         if header.kind == "model":
             self._take_initial(header, opened.body)
         return MergedUpdate(0)
@@ -297,12 +308,19 @@ class UpdateIntake:
         body = self._body_of(header, opened.body)
         most = enrolment.max_examples if enrolment is not None else 0
         merged = merger.add(header, body, most, self.round.base_version - header.base_version)
-        if self.config.model.keep_updates:
-            proof = None
-            if opened.sealed is not None and enrolment is not None:
-                proof = update_archive.Proof(opened.sealed, enrolment)
-            update_archive.write(self._state_dir, header, body, self.number, proof)
+        archiving.archive(self._current, self._state_dir, opened, body)
         return merged
+
+    def _add_words(self, opened: AuthenticatedMessage) -> MergedUpdate:
+        """Validate a site's words, add them to the sum, and archive them where the config asks for that."""
+        if self.step is None:
+            raise MessageError(f"round {self.number} is no step of an analysis")
+        header = opened.header
+        self.step.check(header)
+        body = self._body_of(header, opened.body)
+        self.step.add(header, body)
+        archiving.archive(self._current, self._state_dir, opened, body)
+        return MergedUpdate(1)
 
     def _take_initial(self, header: Header, content: memoryview) -> None:
         if self.initial is not None:
@@ -319,6 +337,7 @@ class UpdateIntake:
         message.check_body(header, body)
         if manifest.published and not manifest.published.is_of(body[manifest.nbytes :]):
             raise MessageError("its base part does not have the digest of its manifest")
+        step_intake.check_first_state(self.config.analysis, manifest, body)
         self.initial = (manifest, body)
 
     def _body_of(self, header: Header, content: memoryview) -> memoryview:
@@ -404,7 +423,8 @@ class UpdateIntake:
 
     def resume(self) -> None:
         """Continue from earlier incarnations: their refusals, and their partial sum if there is one."""
-        if self.merger is not None and (found := self._checkpoint.load(self.merger.total)):
+        total = self.step if self.merger is None else self.merger.total
+        if total is not None and (found := self._checkpoint.load(total)):
             self.progress = found
         for client, receipt in self.store.control.receipts.of_round(self.run, self.number).items():
             if client in self._current.cohort and not receipt.is_in:
@@ -412,7 +432,7 @@ class UpdateIntake:
 
     def is_full(self) -> bool:
         """Whether unmerged updates on the server, and those to come, exceed the room for them."""
-        if self.merger is None or not self.merger.is_resumable:
+        if self._resumable is None:
             return False
         return self._checkpoint.is_due(len(self.round.cohort) - len(self.receipts))
 
@@ -423,5 +443,5 @@ class UpdateIntake:
         Raises:
             OwnershipLost: Another incarnation has taken over.
         """
-        if self.merger is not None and self.merger.is_resumable and self.taken.count:
-            self._checkpoint.save(self.merger.total, self.progress)
+        if (total := self._resumable) is not None and self.taken.count:
+            self._checkpoint.save(total, self.progress)

@@ -10,25 +10,50 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from fractions import Fraction
-from typing import Any
+from typing import Any, Protocol
 
-from fl_queue.aggregation.exact_sum import ExactSum
 from fl_queue.common import failpoints
 from fl_queue.common.safe_json import dumps
 from fl_queue.errors import DigestMismatch
 from fl_queue.protocol import operator_key, tensor_layout
 from fl_queue.protocol.events import SumRefused
 from fl_queue.protocol.header import chunk_count
+from fl_queue.protocol.manifest import Manifest
 from fl_queue.protocol.records import Receipt, Sums
+from fl_queue.protocol.tensor_layout import Bytes, Tensor
 from fl_queue.store import Incarnation, Store, keyspace
 
 #: Lifetime of chunks that no record names, because their writer was killed.
 _LIFETIME_S = 3600
 #: Purpose of the operator's signature of a sum.
 _PURPOSE = "partial v1"
+
+
+class ResumableSum(Protocol):
+    """A sum of answers that another incarnation can go on from, such as ``ExactSum``."""
+
+    total_weight: int
+    divisor: int
+    count: int
+    scalars: dict[str, Fraction]
+
+    @property
+    def layout(self) -> Manifest:
+        """The tensors of the sum's body."""
+
+    def pieces(self) -> Iterable[Bytes | Tensor]:
+        """The body."""
+
+    def add_sum(
+        self, tensors: Mapping[str, Tensor], weight: int, count: int, divisor: int | None = None
+    ) -> None:
+        """Add another sum."""
+
+    def add_scalars(self, sums: Mapping[str, Fraction]) -> None:
+        """Add weighted sums of scalars."""
 
 
 @dataclass
@@ -93,7 +118,7 @@ class PartialSumStore:
         self,
         incarnation: Incarnation,
         processed: int,
-        total: ExactSum,
+        total: ResumableSum,
         progress: PartialRoundState,
         chunk_bytes: int,
         opening: str = "",
@@ -139,7 +164,7 @@ class PartialSumStore:
         opening: str,
         digest: str,
         chunk_bytes: int,
-        total: ExactSum,
+        total: ResumableSum,
         progress: PartialRoundState,
     ) -> dict[str, Any]:
         fields: dict[str, Any] = {
@@ -181,7 +206,7 @@ class PartialSumStore:
         signed = {name: str(value) for name, value in fields.items() if name != "signature"}
         return dumps({**signed, "run": self._run}).encode()
 
-    def load(self, saved: Mapping[str, str], total: ExactSum) -> None:
+    def load(self, saved: Mapping[str, str], total: ResumableSum) -> None:
         """
         Add the partial sum of a record to ``total``, which is empty.
 

@@ -20,7 +20,7 @@ from fl_queue.errors import MessageError, OwnershipLost
 from fl_queue.models import initial, retention, update_archive
 from fl_queue.models.model_store import ModelStore
 from fl_queue.protocol import job_origins
-from fl_queue.protocol.records import Outcome, Purpose, Receipt, RoundRecord
+from fl_queue.protocol.records import MAKES_NEXT, Outcome, Purpose, Receipt, RoundRecord
 from fl_queue.store import NewVersion, RoundEnd
 from fl_queue.strategies.base import Strategy
 
@@ -73,7 +73,7 @@ class RoundCommit:
         if state.is_async and ending.outcome == Outcome.committed:
             most = config.round.max_staleness
             intake.receipts.update(job_origins.given_up(state, intake.receipts, most))
-        if ending.outcome == Outcome.abandoned and state.purpose == Purpose.train:
+        if ending.outcome == Outcome.abandoned and state.purpose in MAKES_NEXT:
             ending = lifecycle.with_cause(ending, intake.receipts)
         elapsed_s = self._current.tick()
         record = round_end.build_record(state, ending, elapsed_s, config, intake.progress)
@@ -176,6 +176,8 @@ class RoundCommit:
     ) -> BuiltVersion:
         if intake.initial is not None:
             return builder.build_initial(*intake.initial)
+        if intake.step is not None:
+            return builder.build_step(intake.step)
         merger = intake.required_merger()
         return builder.build_next(merger, strategy, self._lease.pulse.beat, record)
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from fl_queue.aggregation.exact_sum import ExactSum
 from fl_queue.coordinator.aggregator import job_requests
 from fl_queue.coordinator.aggregator.open_round import OpenRound
-from fl_queue.coordinator.aggregator.partial_sum import PartialRoundState, PartialSumStore
+from fl_queue.coordinator.aggregator.partial_sum import (
+    PartialRoundState,
+    PartialSumStore,
+    ResumableSum,
+)
 from fl_queue.coordinator.aggregator.taken_list import TakenList
 from fl_queue.errors import ContentMissing, MessageError, OwnershipLost
 from fl_queue.protocol.header import chunk_count
@@ -28,7 +31,7 @@ class SumCheckpoint:
         self._sums = PartialSumStore(self._store, self._run)
         self._room = self._store.data.admission.room(self._redis.unmerged_bytes)
 
-    def load(self, total: ExactSum) -> PartialRoundState | None:
+    def load(self, total: ResumableSum) -> PartialRoundState | None:
         """
         Add the partial sum of earlier incarnations to an empty sum.
 
@@ -69,7 +72,7 @@ class SumCheckpoint:
         # Half: the other half is for updates on their way.
         return lying >= self._room // 2 and lying + to_come > self._room
 
-    def save(self, total: ExactSum, progress: PartialRoundState) -> None:
+    def save(self, total: ResumableSum, progress: PartialRoundState) -> None:
         """
         Put the sum on the server in place of the messages on the taken list.
 

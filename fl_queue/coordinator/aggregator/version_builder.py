@@ -16,6 +16,7 @@ from typing import Any
 
 from fl_queue.aggregation import rebase
 from fl_queue.aggregation.merge import UpdateMerger
+from fl_queue.aggregation.step_sum import StepSum
 from fl_queue.common import failpoints
 from fl_queue.common.files import Mapped
 from fl_queue.common.safe_json import printable
@@ -24,6 +25,7 @@ from fl_queue.errors import CheckpointError, ContentMissing, FLQueueError, Local
 from fl_queue.models import checkpoint
 from fl_queue.models.checkpoint import Body
 from fl_queue.models.model_store import ModelStore
+from fl_queue.protocol import tensor_layout
 from fl_queue.protocol.base_part import BasePart
 from fl_queue.protocol.manifest import Manifest
 from fl_queue.protocol.records import RoundRecord
@@ -193,6 +195,18 @@ class VersionBuilder:
             older = {version: body.view for version, body in bodies.items()}
             pieces = merge.next_model(base.view, state, sinks, facts, strategy, older, stale)
             return self._write(stack, version, merge.manifest, _with_beats(pieces, beat), writers)
+
+    def build_step(self, step: StepSum) -> BuiltVersion:
+        """
+        Build the state after a step of an analysis.
+
+        Raises:
+            CheckpointError: It cannot be written.
+        """
+        body = tensor_layout.little_endian(step.next_state())
+        with ExitStack() as stack:
+            version = self.round.base_version + 1
+            return self._write(stack, version, step.analysis.manifest, [body], {})
 
     def _open_base(self, manifest: Manifest) -> Mapped | Body:
         return self.models.open_body(self.round.base_digest, manifest)

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from fl_queue.coordinator.rounds.deadlines import SLOWEST_BYTES_PER_S
-from fl_queue.protocol.records import Purpose, Receipt
+from fl_queue.protocol.records import MAKES_NEXT, Receipt
 from fl_queue.store import RoundState, Store, admission, size_of
 
 #: A client may hold room this long, plus the time to send its update, before others go first.
@@ -50,7 +50,7 @@ class StallDetector:
         Returns:
             Client -> seconds it held room, of those that are skipped from now on.
         """
-        if current.purpose != Purpose.train or current.groups:
+        if current.purpose not in MAKES_NEXT or current.groups:
             return {}  # Pools belong to the operator.
         seen = self._seen(run, current)
         looked_s = min(current.elapsed_s - seen.at_s, _MAX_LOOK_S)

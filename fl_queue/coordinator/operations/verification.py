@@ -14,6 +14,7 @@ from typing import Literal
 from fl_queue.aggregation import rebase
 from fl_queue.aggregation.merge import UpdateMerger
 from fl_queue.aggregation.staleness import StalenessWeights
+from fl_queue.aggregation.step_sum import StepSum
 from fl_queue.aggregation.weighting import largest_weight
 from fl_queue.config.run_config import RunConfig
 from fl_queue.coordinator.rounds.runs import current_config
@@ -282,6 +283,8 @@ def recompute(
     manifest = store.control.versions.manifest(run)
     if manifest is None:
         raise DataError(run, "the run has no manifest")
+    if config.analysis is not None:
+        return _digest_of_step(store, run, state_dir, record, config, signatures)
     merger = _merger_of(manifest, record, config, state_dir)
     for client, digest in sorted(record.accepted.items()):
         update = update_archive.read(state_dir, run, record.round, client, digest)
@@ -290,6 +293,27 @@ def recompute(
     models = ModelStore(store, run, config.redis.chunk_bytes, state_dir)
     strategy = load_strategy(config.aggregation.strategy, config.strategy, strategy_allow)
     return _digest_of_next(models, merger, strategy, record)
+
+
+def _digest_of_step(
+    store: Store,
+    run: str,
+    state_dir: Path,
+    record: RoundRecord,
+    config: RunConfig,
+    signatures: Signatures,
+) -> str:
+    """Digest of the state that a step of an analysis makes. Raises as ``recompute``."""
+    assert config.analysis is not None
+    models = ModelStore(store, run, config.redis.chunk_bytes, state_dir)
+    before = models.open_body(record.base_digest, config.analysis.manifest)
+    step = StepSum.of_body(config.analysis, before.view)
+    for client, digest in sorted(record.accepted.items()):
+        update = update_archive.read(state_dir, run, record.round, client, digest)
+        signatures.check(client, update)
+        step.check(update.header)
+        step.add(update.header, update.body)
+    return tensor_layout.pieces_digest([tensor_layout.little_endian(step.next_state())])
 
 
 def _merger_of(

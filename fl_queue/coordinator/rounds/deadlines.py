@@ -12,7 +12,7 @@ from collections.abc import Mapping
 
 from fl_queue.config.run_config import RunConfig
 from fl_queue.protocol import identifiers
-from fl_queue.protocol.records import Purpose
+from fl_queue.protocol.records import MAKES_NEXT, Purpose
 from fl_queue.store import RunState, Store, keyspace
 from fl_queue.store.jobs import dispatch
 from fl_queue.store.jobs.dispatch import JobTicket
@@ -26,7 +26,7 @@ LEAST_EVALUATION_S = 60.0
 
 def deadline_s(store: Store, state: RunState, config: RunConfig, purpose: Purpose) -> float:
     """Longest time that a round of a purpose is open, counted; in seconds."""
-    if purpose == Purpose.train:
+    if purpose in MAKES_NEXT:
         return float(config.round.deadline_s)
     nbytes = 0
     if purpose == Purpose.evaluate:

@@ -28,7 +28,15 @@ from fl_queue.coordinator.rounds.runs import current_config, set_state
 from fl_queue.errors import RunStateError, UnknownVersion
 from fl_queue.protocol import identifiers
 from fl_queue.protocol.events import RunCompleted, RunFailed
-from fl_queue.protocol.records import Mode, Outcome, Purpose, Receipt, RoundRecord, Verdict
+from fl_queue.protocol.records import (
+    MAKES_NEXT,
+    Mode,
+    Outcome,
+    Purpose,
+    Receipt,
+    RoundRecord,
+    Verdict,
+)
 from fl_queue.protocol.state import RunPhase
 from fl_queue.store import Incarnation, RoundEnd, RoundState, RunState, Store, keyspace
 from fl_queue.store.jobs import dispatch, rq_types
@@ -83,7 +91,7 @@ def advance(store: Store, run: str) -> None:
     if purpose is not None and open_round(store, state, config, purpose):
         advance(store, run)
         return
-    _publish_evaluations(store, state, config, is_last=purpose != Purpose.train)
+    _publish_evaluations(store, state, config, is_last=purpose is None or purpose not in MAKES_NEXT)
     if purpose is None:
         _complete(store, state, config)
 
@@ -140,7 +148,7 @@ def closing_rule(
         quorum_at_s: Counted time at which the quorum was reached.
         drained: The results list is empty.
     """
-    if current.purpose != Purpose.train:
+    if current.purpose not in MAKES_NEXT:
         return _closing_without_training(current, received, pending, elapsed_s, drained)
     good = Outcome.committed
     size = len(current.cohort)
@@ -268,6 +276,8 @@ def count_time(store: Store, run: str, number: int) -> float | None:
 def _next_purpose(store: Store, state: RunState, config: RunConfig) -> Purpose | None:
     if state.version is None:
         return Purpose.initialise
+    if config.analysis is not None:
+        return Purpose.sums if state.version < state.rounds_wanted else None
     if state.version < state.rounds_wanted and not stopping.why_stop(store, state, config):
         return Purpose.train
     return (
@@ -403,7 +413,7 @@ def _publish_evaluations(
         is_last: No version follows the newest: it is scored whatever its number.
     """
     every = config.run.evaluate_every
-    if state.version is None or not every:
+    if state.version is None or not every or config.analysis is not None:
         return
     due = range(state.version - state.version % every, -1, -every)
     last = [state.version] if is_last and state.version not in due else []

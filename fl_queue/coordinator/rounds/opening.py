@@ -29,7 +29,7 @@ from fl_queue.coordinator.rounds.runs import set_state
 from fl_queue.errors import ConfigError
 from fl_queue.protocol import identifiers, virtual_clients
 from fl_queue.protocol.events import ClientsJoined, Event, RoundOpened, RoundUnsigned, RunFailed
-from fl_queue.protocol.records import Mode, Purpose
+from fl_queue.protocol.records import MAKES_NEXT, Mode, Purpose
 from fl_queue.protocol.state import RoundPhase, RunPhase
 from fl_queue.store import RoundState, RunState, Store, keyspace
 from fl_queue.store.jobs import rq_types
@@ -42,6 +42,7 @@ NAMED = 9
 _ON_CLIENT: dict[Purpose, str] = {
     Purpose.train: rq_types.TRAIN,
     Purpose.evaluate: rq_types.CLIENT_EVALUATE,
+    Purpose.sums: rq_types.CLIENT_SUMS,
 }
 _IN_POOL: dict[Purpose, str] = {
     Purpose.train: rq_types.POOL_TRAIN,
@@ -78,7 +79,7 @@ def open_round(store: Store, state: RunState, config: RunConfig, purpose: Purpos
     if purpose != Purpose.evaluate and len(plan.cohort) < max(wanted, 1):
         _wait_for_clients(store, state, config, plan, wanted, found)
         return False
-    if purpose == Purpose.train and not is_async and _is_refused(store, state, config, plan):
+    if purpose in MAKES_NEXT and not is_async and _is_refused(store, state, config, plan):
         return False
     _write_planned(store, state, config, plan)
     return False

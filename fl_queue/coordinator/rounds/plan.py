@@ -10,7 +10,7 @@ from fl_queue.config.run_config import RunConfig
 from fl_queue.coordinator.rounds import in_flight
 from fl_queue.coordinator.rounds.eligibility import EligibleClients
 from fl_queue.protocol import job_origins, virtual_clients
-from fl_queue.protocol.records import Mode, Purpose
+from fl_queue.protocol.records import MAKES_NEXT, Mode, Purpose
 from fl_queue.store import RunState, Store
 from fl_queue.store.jobs.dispatch import JobTicket
 
@@ -49,7 +49,7 @@ class RoundPlan:
         size = len(self.cohort)
         if self.mode == Mode.asynchronous:
             return self.buffer
-        if self.purpose == Purpose.train:
+        if self.purpose in MAKES_NEXT:
             return config.quorum_size(size)
         # One client makes version 0; the closing evaluation takes all answers.
         return 1 if self.purpose == Purpose.initialise else size
@@ -71,7 +71,7 @@ class RoundPlan:
 
     def _newcomers(self, state: RunState) -> set[str]:
         """Clients that the run has not seen before this round."""
-        return set(self.eligible if self.purpose == Purpose.train else ()) - set(state.population)
+        return set(self.eligible if self.purpose in MAKES_NEXT else ()) - set(state.population)
 
 
 def plan_first(state: RunState, candidates: Sequence[str], found: EligibleClients) -> RoundPlan:

@@ -24,7 +24,7 @@ from fl_queue.config.run_config import RunConfig
 from fl_queue.errors import MessageError
 from fl_queue.protocol import identifiers, site_facts
 from fl_queue.protocol.events import SiteDiffers
-from fl_queue.protocol.records import CANNOT, Purpose, Verdict
+from fl_queue.protocol.records import CANNOT, MAKES_NEXT, Purpose, Verdict
 from fl_queue.store import RunState, Store, keyspace
 from fl_queue.store.jobs import dispatch, rq_types
 from fl_queue.store.jobs.dead_jobs import JobMonitor
@@ -131,7 +131,7 @@ def admit(
     }
     if is_compared(config):
         found = _compared(store, state, config, asked, sites, facts, reference, purpose)
-    elif purpose == Purpose.train and len(facts) < len(asked) and state.waited_s < MAX_WAIT_S:
+    elif purpose in MAKES_NEXT and len(facts) < len(asked) and state.waited_s < MAX_WAIT_S:
         found = EligibleClients([], problem=WAITING)
     else:
         found = EligibleClients(asked)

@@ -77,7 +77,8 @@ def start_run(
     """
     Create a run, or continue the one of that name from its newest version, or an older one.
 
-    ``rounds_wanted`` is set to the newest version plus ``rounds``, so a repeated call adds nothing.
+    ``rounds_wanted`` is set to the newest version plus ``rounds``, so a repeated call adds nothing; of an analysis
+    to the number of its steps.
 
     Args:
         name: Letters, digits and dashes.
@@ -93,6 +94,7 @@ def start_run(
     """
     identifiers.check_run_name(name)
     metric_choice.check_config(config)
+    rounds = rounds if config.analysis is None else config.analysis.steps
     by = confirmed_changes.new_token()
     while True:
         existing = store.control.runs.id_of(name)
@@ -198,7 +200,8 @@ def _continue(
             "reason": "",
             "abandoned": "0",
             "waited_s": "0",
-            "rounds_wanted": str(newest_version + rounds),
+            # An analysis has as many steps as it needs, and no more.
+            "rounds_wanted": str(rounds if config.analysis else newest_version + rounds),
             "counted_from": str(newest_version),
             "segment": str(len(segments) - 1),
             **({"initial": dumps(given)} if given else {}),
@@ -293,6 +296,7 @@ def describe_state(store: Store, state: RunState) -> str:
         Purpose.initialise: f"making version 0 on {', '.join(current.cohort)}",
         Purpose.train: f"round {state.round}",
         Purpose.evaluate: "closing evaluation",
+        Purpose.sums: f"step {(state.version or 0) + 1}",
     }[current.purpose]
     return f"is training: {what}, {current.progress(received)}"
 

@@ -11,4 +11,4 @@ def test_each_purpose_has_its_own_text() -> None:
 
     assert texts["train"] == "round 3"
     assert texts["initialise"] == "making version 0"
-    assert len(set(texts.values())) == len(texts) == 4
+    assert len(set(texts.values())) == len(texts) == 5

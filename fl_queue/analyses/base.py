@@ -1,0 +1,259 @@
+"""
+Interface of an analysis: what each site adds up in a step, and what the aggregator makes of the sum.
+
+A step is a round of purpose ``sums``: every site sends one vector of int64 words, laid out by the state before it, and
+the state after it is a function of the vectors' sum. A word is a sum over rows, so the bits of every state are the
+same for any split of the rows over sites, but for what the sites withhold. numpy only; both sides import it.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from fl_queue.analyses.differencing import Grouping
+from fl_queue.analyses.exact_digits import carry
+from fl_queue.errors import MessageError, PolicyRefusal
+from fl_queue.protocol.arrays import Float64s, Int64s
+from fl_queue.protocol.manifest import Manifest, TensorSpec
+
+#: Name of the only tensor of a version: the state's words.
+STATE = "state"
+#: Name of the only tensor of a site's answer.
+WORDS = "words"
+#: Sites of a round; their sum of words below ``MAX_WORD`` stays below 2**62.
+MAX_SITES = 1024
+#: No word of a site is larger.
+MAX_WORD = 1 << 52
+
+
+@dataclass(frozen=True)
+class Columns:
+    """
+    The columns that an analysis reads.
+
+    Args:
+        numbers: Names of columns of numbers.
+        categories: Name of a column of texts -> its levels, as the config lists them.
+    """
+
+    numbers: tuple[str, ...]
+    categories: Mapping[str, tuple[str, ...]]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All names, sorted."""
+        return tuple(sorted({*self.numbers, *self.categories}))
+
+
+@dataclass(frozen=True)
+class SiteRows:
+    """
+    A site's rows, as far as an analysis reads them.
+
+    Args:
+        rows: Their number.
+        numbers: Column -> (rows,) finite values; NaN: missing.
+        codes: Column -> (rows,) number of the level; after the levels of the config that of any other text, then that
+            of a missing cell.
+    """
+
+    rows: int
+    numbers: Mapping[str, Float64s]
+    codes: Mapping[str, Int64s]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """
+    What a site shows of its rows.
+
+    Args:
+        min_rows: Fewest rows of a table that anything is made of.
+        min_cell: Fewest rows behind any number.
+        dominance: A sum of numbers that are not negative is withheld where all rows but the two largest have less than
+            this many per cent of the largest; 0: it is not.
+    """
+
+    min_rows: int = 0
+    min_cell: int = 0
+    dominance: float = 0.0
+
+    def check_rows(self, rows: int) -> None:
+        """Raise PolicyRefusal unless a table has rows enough."""
+        if rows < self.min_rows:
+            raise PolicyRefusal("the table has fewer rows than its min_rows")
+
+
+@dataclass(frozen=True)
+class Block:
+    """
+    Consecutive words of one meaning.
+
+    Args:
+        name: Unique in its layout.
+        shape: Of the words as an array.
+        low, high: No word of a site is outside.
+        is_digits: Whether the last dimension has the words of one exact sum.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    low: int
+    high: int
+    is_digits: bool = False
+
+    @property
+    def size(self) -> int:
+        """Number of words."""
+        return int(np.prod(self.shape, dtype=np.int64))
+
+
+class Layout:
+    """
+    Order of the words of one vector.
+
+    Args:
+        blocks: One after the other, without gaps.
+    """
+
+    def __init__(self, blocks: Iterable[Block]) -> None:
+        self.blocks = tuple(blocks)
+        self._starts: dict[str, int] = {}
+        self.size = 0
+        for block in self.blocks:
+            self._starts[block.name] = self.size
+            self.size += block.size
+
+    @property
+    def manifest(self) -> Manifest:
+        """The vector as the only tensor of a body."""
+        return Manifest((TensorSpec(WORDS, (self.size,), "integer_buffer"),))
+
+    def packed(self, values: Mapping[str, Int64s]) -> Int64s:
+        """The vector of all blocks' words. Args: ``values``: of each block, of its shape."""
+        found = np.zeros(self.size, np.int64)
+        for block in self.blocks:
+            start = self._starts[block.name]
+            found[start : start + block.size] = values[block.name].reshape(block.size)
+        return found
+
+    def view(self, words: Int64s, name: str) -> Int64s:
+        """The words of a block, in its shape."""
+        block = next(block for block in self.blocks if block.name == name)
+        start = self._starts[name]
+        return words[start : start + block.size].reshape(block.shape)
+
+    def carried(self, total: Int64s) -> Int64s:
+        """A sum of vectors with exact sums in their one form, whatever the vectors were."""
+        found = total.copy()
+        for block in self.blocks:
+            if block.is_digits:
+                carry(self.view(found, block.name))
+        return found
+
+    def check(self, words: Int64s) -> None:
+        """Raise MessageError unless a site's vector has this size, and each word is within its limits."""
+        if words.shape != (self.size,):
+            raise MessageError(f"{words.size} words, not {self.size}")
+        for block in self.blocks:
+            start = self._starts[block.name]
+            part = words[start : start + block.size]
+            if block.size and (part.min() < block.low or part.max() > block.high):
+                raise MessageError(f"a word of {block.name} is outside its limits")
+
+
+def counts(name: str, *shape: int) -> Block:
+    """A block of counts."""
+    return Block(name, shape, 0, MAX_WORD)
+
+
+def flags(name: str, *shape: int) -> Block:
+    """A block of words that are 1 where a site has withheld something."""
+    return Block(name, shape, 0, 1)
+
+
+def digits(name: str, *shape: int) -> Block:
+    """A block of words of exact sums."""
+    return Block(name, shape, -(1 << 31), 1 << 31, is_digits=True)
+
+
+class Analysis(ABC):
+    """
+    An analysis of a run.
+
+    Args:
+        options: The config's ``[task]``, complete.
+    """
+
+    def __init__(self, options: Mapping[str, Any]) -> None:
+        self.options = options
+
+    @property
+    @abstractmethod
+    def columns(self) -> Columns:
+        """The columns that it reads."""
+
+    @property
+    @abstractmethod
+    def steps(self) -> int:
+        """Rounds until there is a result."""
+
+    @property
+    @abstractmethod
+    def state_size(self) -> int:
+        """Words of a state; the same for each step."""
+
+    @abstractmethod
+    def questions(self) -> Sequence[str]:
+        """What is asked of a site, a line each, as its ledger notes it."""
+
+    def groupings(self) -> Sequence[Grouping]:
+        """The ways in which rows are grouped, for comparisons with those of other questions."""
+        return ()
+
+    @abstractmethod
+    def layout(self, state: Int64s) -> Layout:
+        """
+        The words of the next vector.
+
+        Raises:
+            MessageError: The state is none of this analysis, or its last.
+        """
+
+    @abstractmethod
+    def local(self, state: Int64s, table: SiteRows, limits: Limits) -> Int64s:
+        """
+        A site's vector.
+
+        Raises:
+            PolicyRefusal: The table has too few rows.
+            DataError: A number cannot be summed; names the column.
+        """
+
+    @abstractmethod
+    def advance(self, state: Int64s, total: Int64s) -> Int64s:
+        """The state after a step. Args: ``total``: sum of the sites' vectors, modulo 2**64."""
+
+    @abstractmethod
+    def result(self, state: Int64s) -> dict[str, Any] | None:
+        """The result as plain values; None: a further step is needed."""
+
+    def initial(self) -> Int64s:
+        """The state before the first step: words of 0."""
+        return np.zeros(self.state_size, np.int64)
+
+    @property
+    def manifest(self) -> Manifest:
+        """The state as the only tensor of a version."""
+        return Manifest((TensorSpec(STATE, (self.state_size,), "integer_buffer"),))
+
+    def state_of(self, words: Int64s) -> Int64s:
+        """Raise MessageError unless these are as many words as a state has; returns them."""
+        if words.shape != (self.state_size,):
+            raise MessageError(f"a state of {words.size} words, not {self.state_size}")
+        return words

@@ -1,0 +1,60 @@
+"""
+Differences of sums: whether two ways to group the same rows show the sum of a few of them.
+
+Sums are exact. If one group lies within another, the difference of their sums is that of the rows between them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from fl_queue.protocol.arrays import Int64s
+
+
+@dataclass(frozen=True)
+class Grouping:
+    """
+    One way in which rows are grouped for a question.
+
+    Args:
+        number: Column whose sums are shown; empty: the rows are counted.
+        category: Column that groups them; empty: by whether one of the columns in ``levels`` has a gap.
+        levels: Its levels, as the config lists them.
+    """
+
+    number: str
+    category: str
+    levels: tuple[str, ...]
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Columns that decide which group a row is in."""
+        return (self.category,) if self.category else self.levels
+
+    def is_compared(self, other: Grouping) -> bool:
+        """Whether sums of one may be subtracted from those of the other; counts of other categories are not."""
+        if self == other or self.number != other.number:
+            return False
+        return bool(self.number) or self.category == other.category
+
+
+def isolates_few(left: Int64s, right: Int64s, least: int) -> bool:
+    """
+    Whether a group of one way lies within one of the other, and 1 to ``least - 1`` rows are between them.
+
+    Args:
+        left, right: (N,) group of each row, from 0.
+    """
+    if not len(left) or least < 2:
+        return False
+    width = int(right.max()) + 1
+    shape = (int(left.max()) + 1, width)
+    both = np.bincount(left * width + right, minlength=shape[0] * width).reshape(shape)
+    only_left = both.sum(axis=1)[:, None] - both
+    only_right = both.sum(axis=0)[None, :] - both
+    meets = both > 0
+    few_left = (only_right == 0) & (only_left > 0) & (only_left < least)
+    few_right = (only_left == 0) & (only_right > 0) & (only_right < least)
+    return bool((meets & (few_left | few_right)).any())

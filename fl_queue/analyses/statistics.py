@@ -1,0 +1,404 @@
+"""
+Statistics of tables: rows, missing cells, means, standard deviations, quantiles, counts of levels, tables, correlations.
+
+The first step counts and sums; where quantiles are asked for, a second one counts cells that the first has chosen.
+Of each step the state keeps the sum. Counts of few rows are withheld or joined by each site, see ``suppression``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
+from itertools import combinations_with_replacement
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fl_queue.analyses import cells, exact_digits, statistics_result
+from fl_queue.analyses.base import (
+    Analysis,
+    Block,
+    Columns,
+    Layout,
+    Limits,
+    SiteRows,
+    counts,
+    digits,
+    flags,
+)
+from fl_queue.analyses.differencing import Grouping
+from fl_queue.analyses.exact_digits import PRODUCTS, VALUES
+from fl_queue.analyses.questions import Questions
+from fl_queue.analyses.suppression import Mask, joined, moved_at_most, withheld
+from fl_queue.errors import DataError, MessageError
+from fl_queue.protocol.arrays import Float64s, Int64s
+
+#: Levels beside those of the config: any other text, and a missing cell.
+MORE_LEVELS = 2
+
+_Words = dict[str, Int64s]
+
+
+class Statistics(Analysis):
+    """The task ``statistics``."""
+
+    @cached_property
+    def asked(self) -> Questions:
+        """What is asked. Raises ConfigError."""
+        return Questions.of_options(self.options)
+
+    @property
+    def columns(self) -> Columns:
+        """Columns of numbers, and categories with their levels."""
+        numbers = tuple(dict.fromkeys((*self.asked.numbers, *self.asked.correlated)))
+        return Columns(numbers, self.asked.levels)
+
+    @property
+    def steps(self) -> int:
+        """One; two with quantiles."""
+        return 2 if self.asked.quantiles else 1
+
+    @property
+    def state_size(self) -> int:
+        """The number of the step, and the sums of both."""
+        cells_size = len(self.asked.numbers) * cells.MAX_CELLS if self.steps == 2 else 0
+        return 1 + self.first.size + self._second([0] * len(self.asked.numbers)).size + cells_size
+
+    def questions(self) -> Sequence[str]:
+        """A line for each question."""
+        asked = self.asked
+        found = []
+        if asked.numbers:
+            found.append(f"numbers {', '.join(asked.numbers)}")
+        if asked.quantiles:
+            found.append(f"quantiles of {', '.join(asked.numbers)}")
+        found += [f"levels of {name}" for name in asked.levels]
+        found += [f"{number} by {category}" for number, category in asked.groups]
+        found += [f"table of {left} by {right}" for left, right in asked.tables]
+        if asked.correlated:
+            found.append(f"correlation of {', '.join(asked.correlated)}")
+        return found
+
+    def groupings(self) -> Sequence[Grouping]:
+        """Of each category as it is counted, of each number by level, and of the rows without a gap."""
+        levels = self.asked.levels
+        counted = [Grouping("", name, tuple(found)) for name, found in levels.items()]
+        whole = self.asked.correlated
+        return [
+            *counted,
+            *(Grouping(number, "", whole) for number in whole),
+            *(Grouping(number, name, tuple(levels[name])) for number, name in self.asked.groups),
+        ]
+
+    # The words
+
+    def size_of(self, category: str) -> int:
+        """Levels of a category, with those of other texts and of missing cells."""
+        return len(self.asked.levels[category]) + MORE_LEVELS
+
+    @cached_property
+    def first(self) -> Layout:
+        """The words of the first step."""
+        return Layout(self._first_blocks())
+
+    def _first_blocks(self) -> Iterator[Block]:
+        asked = self.asked
+        yield flags("sites", 1)
+        yield counts("rows", 1)
+        for name in asked.numbers:
+            yield counts(f"present of {name}", 1)
+            yield flags(f"withheld of {name}", 1)
+            yield digits(f"sum of {name}", VALUES.words)
+            yield digits(f"squares of {name}", PRODUCTS.words)
+            if asked.quantiles:
+                yield counts(f"coarse cells of {name}", cells.COARSE)
+        for name in asked.levels:
+            yield counts(f"levels of {name}", self.size_of(name))
+            yield flags(f"withheld levels of {name}", self.size_of(name))
+            yield flags(f"few rows of {name}", 1)
+        for number, category in asked.groups:
+            name, size = f"{number} by {category}", self.size_of(category)
+            yield counts(f"present of {name}", size)
+            yield flags(f"withheld of {name}", size)
+            yield digits(f"sum of {name}", size, VALUES.words)
+            yield digits(f"squares of {name}", size, PRODUCTS.words)
+        for left, right in asked.tables:
+            shape = (self.size_of(left), self.size_of(right))
+            yield counts(f"table of {left} by {right}", *shape)
+            yield flags(f"withheld of {left} by {right}", *shape)
+        if p := len(asked.correlated):
+            yield counts("present of correlation", 1)
+            yield flags("withheld of correlation", 1)
+            yield digits("sums of correlation", p, VALUES.words)
+            yield digits("products of correlation", p * (p + 1) // 2, PRODUCTS.words)
+
+    def _second(self, sizes: Sequence[int]) -> Layout:
+        """The words of the second step. Args: ``sizes``: cells of each column of numbers."""
+        blocks = [flags("sites", 1)]
+        if self.steps == 2:
+            for name, size in zip(self.asked.numbers, sizes, strict=True):
+                blocks += [
+                    flags(f"withheld of {name}", 1),
+                    counts(f"moved of {name}", 1),
+                    counts(f"cells of {name}", size),
+                ]
+        return Layout(blocks)
+
+    def fine_cells(self, state: Int64s) -> list[cells.FineCells]:
+        """The cells of the second step, of each column of numbers."""
+        total = self.first_total(state)
+        return [
+            cells.FineCells.of_counts(self.first.view(total, f"coarse cells of {name}"))
+            for name in self.asked.numbers
+        ]
+
+    def second(self, state: Int64s) -> Layout:
+        """The words of the second step, once the first has been summed."""
+        return self._second([len(found) for found in self.fine_cells(state)])
+
+    def layout(self, state: Int64s) -> Layout:
+        """The words of the step after a state."""
+        step = int(self.state_of(state)[0])
+        if not 0 <= step < self.steps:
+            raise MessageError(f"no step follows step {step}")
+        return self.second(state) if step else self.first
+
+    # A site
+
+    def local(self, state: Int64s, table: SiteRows, limits: Limits) -> Int64s:
+        """A site's vector of the step after a state."""
+        limits.check_rows(table.rows)
+        layout = self.layout(state)
+        for name in self.columns.numbers:
+            values = table.numbers[name]
+            if not exact_digits.are_summable(values[~np.isnan(values)]):
+                raise DataError(
+                    "table",
+                    f"column {name}: values outside 2**-64 .. 2**64; scale it",
+                    public=True,
+                )
+        if layout is self.first:
+            return layout.packed(_FirstStep(self, table, limits).words())
+        return layout.packed(self._cell_words(state, table, limits))
+
+    def _cell_words(self, state: Int64s, table: SiteRows, limits: Limits) -> _Words:
+        words: _Words = {"sites": _one(1)}
+        for name, fine in zip(self.asked.numbers, self.fine_cells(state), strict=True):
+            values = table.numbers[name]
+            found = cells.keys(values[~np.isnan(values)])
+            is_withheld = 0 < len(found) < limits.min_cell
+            # Groups of the second step lie within those of the first: their differences stand for as many rows.
+            groups = joined(cells.coarse_counts(found), limits.min_cell)[1]
+            counted, within = fine.counts(found), fine.coarse_of(groups)
+            shown, _ = joined(counted, limits.min_cell, within)
+            words |= {
+                f"withheld of {name}": _one(int(is_withheld)),
+                f"moved of {name}": _one(moved_at_most(counted, limits.min_cell, within)),
+                f"cells of {name}": shown * int(not is_withheld),
+            }
+        return words
+
+    # The aggregator
+
+    def advance(self, state: Int64s, total: Int64s) -> Int64s:
+        """The state with the sum of its next step."""
+        layout = self.layout(state)
+        start = 1 + self.first.size if state[0] else 1
+        after = state.copy()
+        after[start : start + layout.size] = layout.carried(total)
+        after[0] += 1
+        return after
+
+    def first_total(self, state: Int64s) -> Int64s:
+        """The sum of the first step."""
+        return state[1 : 1 + self.first.size]
+
+    def second_total(self, state: Int64s) -> Int64s:
+        """The sum of the second step."""
+        start = 1 + self.first.size
+        return state[start : start + self.second(state).size]
+
+    def result(self, state: Int64s) -> dict[str, Any] | None:
+        """The numbers that were asked for."""
+        if int(self.state_of(state)[0]) < self.steps:
+            return None
+        return statistics_result.result(self, state)
+
+
+def _one(value: int) -> Int64s:
+    return np.array([value], np.int64)
+
+
+class _FirstStep:
+    """
+    The first step at a site.
+
+    Args:
+        analysis: What is asked.
+        table: The site's rows.
+        limits: What it shows of them.
+    """
+
+    def __init__(self, analysis: Statistics, table: SiteRows, limits: Limits) -> None:
+        self._analysis, self._asked = analysis, analysis.asked
+        self._table, self._limits = table, limits
+        #: Category -> codes in which levels of few rows are among the other texts.
+        self._codes: dict[str, Int64s] = {}
+        #: Category -> whether a level has few rows, or none.
+        self._few: dict[str, bool] = {}
+        for name, codes in table.codes.items():
+            self._codes[name], self._few[name] = self._without_few(name, codes)
+        #: Category -> levels whose counts are withheld.
+        self._hidden: dict[str, Mask] = {}
+
+    def _without_few(self, name: str, codes: Int64s) -> tuple[Int64s, bool]:
+        """
+        Codes in which levels of few rows count as other texts, so that no answer shows whether a rare one is there.
+
+        Returns:
+            The codes, and whether a level has few rows or none: the same for both.
+        """
+        size, least = self._analysis.size_of(name), self._limits.min_cell
+        rows = np.bincount(codes, minlength=size)
+        are_few = rows < least
+        are_few[-MORE_LEVELS:] = False
+        shown_as = np.where(are_few, size - MORE_LEVELS, np.arange(size))
+        return shown_as[codes].astype(np.int64), bool(are_few.any())
+
+    def words(self) -> _Words:
+        """The words of each block."""
+        found: _Words = {"sites": _one(1), "rows": _one(self._table.rows)}
+        parts: Mapping[str, Callable[[], _Words]] = {
+            "levels": self._levels,
+            "numbers": self._numbers,
+            "groups": self._groups,
+            "tables": self._tables,
+            "correlation": self._correlation,
+        }
+        for part in parts.values():
+            found |= part()
+        return found
+
+    def _levels(self) -> _Words:
+        words: _Words = {}
+        for name in self._asked.levels:
+            found = np.bincount(self._codes[name], minlength=self._analysis.size_of(name)).astype(
+                np.int64
+            )
+            mask = self._hidden[name] = withheld(found, self._limits.min_cell)
+            words[f"levels of {name}"] = np.where(mask, 0, found)
+            words[f"withheld levels of {name}"] = mask.astype(np.int64)
+            words[f"few rows of {name}"] = _one(int(self._few[name]))
+        return words
+
+    def _numbers(self) -> _Words:
+        words: _Words = {}
+        for name in self._asked.numbers:
+            values = self._table.numbers[name]
+            words |= self._moments(name, values, np.zeros(len(values), np.intp), 1)
+            if self._asked.quantiles:
+                found = cells.coarse_counts(cells.keys(values[~np.isnan(values)]))
+                is_shown = found.sum() >= self._limits.min_cell
+                shown, _ = joined(found, self._limits.min_cell)
+                words[f"coarse cells of {name}"] = shown * int(is_shown)
+        return words
+
+    def _groups(self) -> _Words:
+        words: _Words = {}
+        for number, category in self._asked.groups:
+            values, codes = self._table.numbers[number], self._codes[category]
+            words |= self._moments(
+                f"{number} by {category}",
+                values,
+                codes.astype(np.intp),
+                self._analysis.size_of(category),
+                self._hidden[category],
+            )
+        return words
+
+    def _moments(
+        self,
+        name: str,
+        values: Float64s,
+        places: npt.NDArray[np.intp],
+        size: int,
+        hidden: Mask | None = None,
+    ) -> _Words:
+        """Counts and sums of a column by group. Args: ``hidden``: groups that are withheld."""
+        is_there = ~np.isnan(values)
+        values, places = values[is_there], places[is_there]
+        found = np.bincount(places, minlength=size).astype(np.int64)
+        forced = _dominated(values, places, size, self._limits.dominance)
+        if hidden is not None:
+            forced |= hidden
+        mask = withheld(found, self._limits.min_cell, forced)
+        shown = ~mask[:, None]
+        sums = exact_digits.sums(values, places, size) * shown
+        squares = exact_digits.product_sums(values, values, places, size) * shown
+        return {
+            f"present of {name}": np.where(mask, 0, found),
+            f"withheld of {name}": mask.astype(np.int64),
+            f"sum of {name}": sums,
+            f"squares of {name}": squares,
+        }
+
+    def _tables(self) -> _Words:
+        words: _Words = {}
+        for left, right in self._asked.tables:
+            shape = (self._analysis.size_of(left), self._analysis.size_of(right))
+            at = self._codes[left] * shape[1] + self._codes[right]
+            found = np.bincount(at, minlength=shape[0] * shape[1]).astype(np.int64).reshape(shape)
+            # A level whose count is withheld would follow from its cells.
+            forced = self._hidden[left][:, None] | self._hidden[right][None, :]
+            mask = withheld(found, self._limits.min_cell, forced)
+            words[f"table of {left} by {right}"] = np.where(mask, 0, found)
+            words[f"withheld of {left} by {right}"] = mask.astype(np.int64)
+        return words
+
+    def _correlation(self) -> _Words:
+        names = self._asked.correlated
+        if not names:
+            return {}
+        columns = np.stack([self._table.numbers[name] for name in names])
+        is_whole: Mask = np.asarray(~np.isnan(columns).any(axis=0))
+        rows = int(is_whole.sum())
+        mask = self._are_few(rows, names, is_whole)
+        whole, places = columns[:, is_whole], np.zeros(rows, np.intp)
+        sums = [exact_digits.sums(column, places, 1)[0] for column in whole]
+        products = [
+            exact_digits.product_sums(whole[i], whole[j], places, 1)[0]
+            for i, j in combinations_with_replacement(range(len(names)), 2)
+        ]
+        return {
+            "present of correlation": _one(0 if mask else rows),
+            "withheld of correlation": _one(int(mask)),
+            "sums of correlation": np.stack(sums) * int(not mask),
+            "products of correlation": np.stack(products) * int(not mask),
+        }
+
+    def _are_few(self, rows: int, names: Sequence[str], is_whole: Mask) -> bool:
+        """
+        Whether the rows without a gap are few, or the rest of a column is.
+
+        The sums of a column over all of its rows are shown, too: their difference would be those of few rows.
+        """
+        least = self._limits.min_cell
+        if 0 < rows < least:
+            return True
+        there = (~np.isnan(self._table.numbers[name]) for name in names)
+        return any(0 < int(found.sum()) - rows < least for found in there)
+
+
+def _dominated(values: Float64s, places: npt.NDArray[np.intp], size: int, per_cent: float) -> Mask:
+    """Groups whose sum shows nearly the largest value: the p per cent rule, for groups without negative numbers."""
+    found = np.zeros(size, np.bool_)
+    if not per_cent:
+        return found
+    order = np.lexsort((values, places))
+    values, edges = values[order], np.searchsorted(places[order], np.arange(size + 1))
+    for group in range(size):
+        part = values[edges[group] : edges[group + 1]]
+        if len(part) and part[0] >= 0 and part[-1] > 0:
+            found[group] = part[:-2].sum() < per_cent / 100 * part[-1]
+    return found

@@ -1,0 +1,133 @@
+"""``fl-queue statistics`` and ``fl-queue result``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import click
+
+from fl_queue.cli.completion import config_argument, run_argument
+from fl_queue.cli.options import (
+    Deployment,
+    connection_options,
+    data_folder,
+    file_option,
+    json_option,
+    output_option,
+    set_option,
+    signing_option,
+)
+from fl_queue.cli.output import print_json, warn
+from fl_queue.common import files
+from fl_queue.config import loading
+from fl_queue.config.run_config import RunConfig
+from fl_queue.coordinator.rounds import runs
+from fl_queue.errors import ConfigError
+from fl_queue.experiments import launching
+from fl_queue.reporting import analysis_result, progress, rich_console
+
+_output = output_option("Write the result to this JSON file, too.", required=False)
+
+
+@click.command()
+@config_argument(metavar="CONFIG")
+@click.option(
+    "--run",
+    "name",
+    default="",
+    metavar="NAME",
+    help="Name of the run; the result of a run that has ended is shown again. Default: the name of CONFIG.",
+)
+@click.option(
+    "--here", is_flag=True, help="Show what this site would send, and withhold, without Redis."
+)
+@click.option("--data", default="", metavar="FOLDER", help="With --here: folder of the table.")
+@file_option("--policy", "policy", help="With --here: the site's policy file.")
+@set_option()
+@_output
+@json_option
+@connection_options
+@signing_option
+def statistics(  # noqa: PLR0913  the options of a command
+    deployment: Deployment,
+    config: str,
+    name: str,
+    here: bool,
+    data: str,
+    policy: Path | None,
+    overrides: tuple[str, ...],
+    output: Path | None,
+    as_json: bool,
+) -> None:
+    """
+    Compute statistics of the sites' tables, and show them.
+
+    CONFIG is a TOML file with run.task = "statistics" and its questions below [task]. Each site sends sums over its
+    rows, within its policy (`fl-queue policy show`); they are exact, so the numbers are those of all tables together.
+    """
+    loaded = loading.load(config, overrides)
+    if loaded.analysis is None:
+        raise ConfigError("run.task", f"is {loaded.run.task}; set it to statistics")
+    if here:
+        _show(_here(deployment, loaded, data, policy), output, as_json)
+        return
+    if data or policy is not None:
+        raise ConfigError("--data" if data else "--policy", "is for --here; a site has its own")
+    deployment = deployment.with_config(loaded)
+    name = name or launching.default_run_name(config)
+    with ExitStack() as started:
+        console = rich_console.console(stderr=True)
+        begun = launching.launch(
+            started, deployment.site(), name, loaded, None, stays=True, console=console
+        )
+        try:
+            progress.follow(begun.store, begun.run, console, since=begun.since)
+        except KeyboardInterrupt:
+            warn(f"Run {name} goes on; see its result with `fl-queue result {name}`.")
+            raise
+        state = runs.find_run(begun.store, begun.run)
+        runs.raise_unless_completed(state)
+        _show(analysis_result.read(begun.store, state), output, as_json)
+
+
+@click.command()
+@run_argument()
+@_output
+@json_option
+@connection_options
+def result(deployment: Deployment, run: str, output: Path | None, as_json: bool) -> None:
+    """Show the result of RUN, an analysis of tables."""
+    store = deployment.open()
+    _show(analysis_result.read(store, runs.find_run(store, run)), output, as_json)
+
+
+def _here(
+    deployment: Deployment, config: RunConfig, data: str, policy: Path | None
+) -> dict[str, Any]:
+    """The result of this site alone, under its policy; nothing is sent, and nothing noted."""
+    from fl_queue.client import sums
+
+    if not data:
+        raise ConfigError("--data", "is missing; name the folder of the table")
+    site = replace(
+        deployment.site(),
+        data_dir=data_folder(data),
+        policy=str(policy.absolute() if policy else ""),
+    )
+    return {"file": config.task["file"], **sums.preview(site, config)}
+
+
+def _show(found: Mapping[str, Any], output: Path | None, as_json: bool) -> None:
+    if output is not None:
+        files.write(output, json.dumps(found, indent=2, sort_keys=True).encode() + b"\n")
+    if as_json:
+        print_json(found)
+        return
+    console = rich_console.console()
+    for part in analysis_result.renderables(found):
+        console.print(part)

@@ -1,0 +1,226 @@
+"""
+A site's ledger: which questions about its tables were answered, and which rows its tables had then.
+
+A line is on the disk before the answer is in the outbox. It limits the questions of a day, and keeps a table that
+has changed by a few rows from being asked again: the two answers would differ by what those rows hold. No Redis here.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from blake3 import blake3
+
+from fl_queue.analyses.differencing import Grouping
+from fl_queue.client.policy import SitePolicy
+from fl_queue.common import files
+from fl_queue.common.safe_json import dumps
+from fl_queue.errors import DataError, LocalStorageError, PolicyRefusal
+
+Rows = npt.NDArray[np.uint64]
+
+#: A ledger's file that holds the key of its row hashes.
+_KEY = "key"
+_DAY = "%Y-%m-%d"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """
+    One answer.
+
+    Args:
+        at: Time, ISO 8601, UTC.
+        run: Name of the run.
+        run_id, round: Its id, and the round.
+        client: Client id.
+        questions: What was asked, a line each.
+        columns: Columns that were read.
+        file: The table's file, with its path.
+        table: Digest of its rows; it stays at the site.
+        rows: Their number.
+        numbers: Words that were shown.
+        policy: Digest of the site's policy.
+        groupings: How rows were grouped: number, category and levels of each question that does.
+    """
+
+    at: str
+    run: str
+    run_id: str
+    round: int
+    client: str
+    questions: tuple[str, ...]
+    columns: tuple[str, ...]
+    file: str
+    table: str
+    rows: int
+    numbers: int
+    policy: str
+    groupings: tuple[tuple[str, str, tuple[str, ...]], ...] = ()
+
+    @property
+    def grouped(self) -> list[Grouping]:
+        """How rows were grouped."""
+        return [Grouping(number, name, levels) for number, name, levels in self.groupings]
+
+    @property
+    def keys(self) -> set[tuple[str, str, str, str]]:
+        """What counts as different questions: a question about the same rows under the same rules counts once."""
+        return {(self.file, self.table, self.policy, question) for question in self.questions}
+
+
+def today() -> str:
+    """The day of the ledger, UTC."""
+    return time.strftime(_DAY, time.gmtime())
+
+
+def now() -> str:
+    """The time of an entry, UTC."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
+class Ledger:
+    """
+    The ledger of a state folder.
+
+    Args:
+        state_dir: The worker's.
+    """
+
+    def __init__(self, state_dir: Path) -> None:
+        self._folder = state_dir / "ledger"
+
+    def entries(self, since: str = "") -> Iterator[Entry]:
+        """Answers of the days from ``since`` on (YYYY-MM-DD), in order. A line that was cut off by a crash is left out."""
+        if not self._folder.is_dir():
+            return
+        for path in sorted(self._folder.glob("*.jsonl")):
+            if path.stem < since:
+                continue
+            for line in path.read_bytes().split(b"\n"):
+                try:
+                    yield _entry(json.loads(line))
+                except (ValueError, TypeError, KeyError):
+                    continue
+
+    def groupings_of(self, file: str) -> set[Grouping]:
+        """How the rows of a file were grouped in earlier questions."""
+        return {one for entry in self.entries() if entry.file == file for one in entry.grouped}
+
+    def row_hashes(self, lines: Sequence[bytes]) -> Rows:
+        """
+        Hashes of a table's rows (rows,), sorted; under a key that stays here, so that no row can be looked up.
+
+        Raises:
+            LocalStorageError: The key cannot be kept.
+        """
+        key = self._key()
+        found = [blake3(line, key=key).digest(8) for line in lines]
+        return np.sort(np.frombuffer(b"".join(found), "<u8").astype(np.uint64))
+
+    def note(self, entry: Entry, hashes: Rows, policy: SitePolicy) -> None:
+        """
+        Note an answer that is about to be given; the same one is noted once a round.
+
+        Raises:
+            PolicyRefusal: It may not be given: too many questions, or too few rows differ from an earlier table.
+            LocalStorageError: It cannot be noted.
+        """
+        try:
+            files.folder(self._folder)
+            with files.file_lock(self._folder / "lock"):
+                self._check_changes(entry, hashes, policy)
+                if self._is_noted(entry, policy):
+                    return
+                self._keep_rows(entry, hashes)
+                self._append(entry)
+        except OSError as exc:
+            raise LocalStorageError(
+                str(self._folder), f"the ledger cannot be written: {exc.strerror}"
+            ) from exc
+
+    def _is_noted(self, entry: Entry, policy: SitePolicy) -> bool:
+        """Whether this very answer is noted. Raises PolicyRefusal for more questions than a day may have."""
+        asked: set[tuple[str, str, str, str]] = set()
+        for earlier in self.entries(today()):
+            asked |= earlier.keys
+            if (earlier.run_id, earlier.round, earlier.client) == (
+                entry.run_id,
+                entry.round,
+                entry.client,
+            ) and earlier.keys == entry.keys:
+                return True
+        if len(asked | entry.keys) > policy.max_questions and not entry.keys <= asked:
+            raise PolicyRefusal(
+                f"its {policy.max_questions} questions of today are answered (max_questions)"
+            )
+        return False
+
+    def _check_changes(self, entry: Entry, hashes: Rows, policy: SitePolicy) -> None:
+        """Raise PolicyRefusal if a few rows make the difference to a table that was asked before."""
+        known = {(found.file, found.table) for found in self.entries()}
+        for file, table in sorted(known - {(entry.file, entry.table)}):
+            path = self._rows_of(table)
+            if file != entry.file or not path.exists():
+                continue
+            earlier = np.load(path, allow_pickle=False)
+            for few in (_beyond(hashes, earlier), _beyond(earlier, hashes)):
+                if 0 < few < policy.min_cell:
+                    raise PolicyRefusal(
+                        "its table differs from the one of an earlier question by too few rows (min_cell)"
+                    )
+
+    def _keep_rows(self, entry: Entry, hashes: Rows) -> None:
+        path = self._rows_of(entry.table)
+        if not path.exists():
+            files.folder(path.parent)
+            with files.write_atomically(path) as file:
+                np.save(file, hashes, allow_pickle=False)
+
+    def _append(self, entry: Entry) -> None:
+        with files.appended(self._folder / f"{today()}.jsonl") as file:
+            # After a crash the last line may be cut off: the next one begins on its own.
+            file.write(b"\n" + dumps(asdict(entry)).encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+        files.sync(self._folder)
+
+    def _rows_of(self, table: str) -> Path:
+        return self._folder / "rows" / f"{table[:32]}.npy"
+
+    def _key(self) -> bytes:
+        path = self._folder / _KEY
+        try:
+            files.folder(self._folder)
+            with files.file_lock(self._folder / "lock"):
+                if not path.exists():
+                    files.write_private(path, secrets.token_bytes(32))
+                key = path.read_bytes()
+        except OSError as exc:
+            raise LocalStorageError(str(path), f"cannot be used: {exc.strerror}") from exc
+        if len(key) != 32:
+            raise DataError(str(path), "is damaged; restore it, or remove the folder ledger")
+        return key
+
+
+def _entry(raw: dict[str, Any]) -> Entry:
+    """An entry from its JSON. Raises TypeError, ValueError, KeyError."""
+    groupings = ((number, name, tuple(levels)) for number, name, levels in raw["groupings"])
+    listed = {name: tuple(raw[name]) for name in ("questions", "columns")}
+    return Entry(**{**raw, **listed, "groupings": tuple(groupings)})
+
+
+def _beyond(these: Rows, those: Rows) -> int:
+    """How many of these rows are not among those, both sorted; equal rows count as often as they are there."""
+    values, counts = np.unique(these, return_counts=True)
+    first, last = (np.searchsorted(those, values, side) for side in ("left", "right"))
+    return int(np.maximum(counts - (last - first), 0).sum())

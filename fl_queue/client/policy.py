@@ -1,0 +1,147 @@
+"""
+A site's policy: what its worker shows of the rows of its tables, whatever a config asks.
+
+A TOML file of the site, ``worker client --policy FILE``; read for each job, so that an edit holds from the next one on.
+No Redis here.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from blake3 import blake3
+
+from fl_queue.analyses.base import Limits
+from fl_queue.common.options import Option, as_plain, unknown_key
+from fl_queue.common.safe_json import dumps
+from fl_queue.errors import ConfigError, PolicyRefusal
+
+#: Name of the field in messages, and its option.
+_FILE = "--policy"
+
+#: Name -> type, default, limits and text of each rule.
+RULES: dict[str, Option] = {
+    "min_rows": Option(
+        "int", 50, "fewest rows of a table that anything is made of, 1 or more", low=1
+    ),
+    "min_cell": Option(
+        "int", 10, "fewest rows behind any number that is shown, 1 or more; 1: any", low=1
+    ),
+    "dominance": Option(
+        "float",
+        15.0,
+        "a sum of numbers that are not negative is withheld where all rows but the two largest have less than so many per cent of the largest; 0: it is shown",
+        low=0,
+        high=100,
+    ),
+    "max_questions": Option(
+        "int", 50, "different questions that are answered in a day (UTC); 0: none", low=0
+    ),
+    "max_levels": Option("int", 40, "levels of a category that a question may list", low=1),
+    "columns": Option(
+        "strs", (), 'columns that may be asked about, patterns such as ["lab_*"]; empty: all'
+    ),
+    "never": Option(
+        "strs", (), 'columns that do not exist for a question, patterns such as ["name", "*_id"]'
+    ),
+}
+
+
+@dataclass(frozen=True)
+class SitePolicy:
+    """
+    The rules of a site.
+
+    Args:
+        min_rows, min_cell, dominance, max_questions, max_levels, columns, never: See ``RULES``.
+    """
+
+    min_rows: int = RULES["min_rows"].default
+    min_cell: int = RULES["min_cell"].default
+    dominance: float = RULES["dominance"].default
+    max_questions: int = RULES["max_questions"].default
+    max_levels: int = RULES["max_levels"].default
+    columns: tuple[str, ...] = ()
+    never: tuple[str, ...] = ()
+
+    @classmethod
+    def of_mapping(cls, given: Mapping[str, Any]) -> SitePolicy:
+        """
+        Check rules, and complete them.
+
+        Raises:
+            ConfigError: Names the rule, and the fix.
+        """
+        for key in given:
+            if key not in RULES:
+                raise unknown_key(key, RULES)
+        return cls(**{key: RULES[key].parse(key, value) for key, value in given.items()})
+
+    @property
+    def digest(self) -> str:
+        """Digest of the rules, as receipts have it; hexadecimal."""
+        return blake3(dumps(self.to_dict()).encode()).hexdigest()[:16]
+
+    @property
+    def limits(self) -> Limits:
+        """What an analysis needs of it."""
+        return Limits(self.min_rows, self.min_cell, self.dominance)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The rules as JSON and TOML have them."""
+        return {name: as_plain(getattr(self, name)) for name in RULES}
+
+    def visible(self, names: Iterable[str]) -> list[str]:
+        """The columns of a table that exist for a question, in their order."""
+        return [name for name in names if self._is_visible(name)]
+
+    def check_levels(self, categories: Mapping[str, tuple[str, ...]]) -> None:
+        """Raise PolicyRefusal if a question lists more levels of a category than one may."""
+        for name, levels in categories.items():
+            if len(levels) > self.max_levels:
+                raise PolicyRefusal(
+                    f"{name} has more levels than a question may list ({self.max_levels}, max_levels)"
+                )
+
+    def _is_visible(self, name: str) -> bool:
+        if any(fnmatchcase(name, pattern) for pattern in self.never):
+            return False
+        return not self.columns or any(fnmatchcase(name, pattern) for pattern in self.columns)
+
+
+def read(path: str) -> SitePolicy:
+    """
+    The policy of a file. Args: ``path``: empty: that without a file.
+
+    Raises:
+        ConfigError: It cannot be read, or a rule cannot be used; no text of it is public.
+    """
+    if not path:
+        return SitePolicy()
+    try:
+        found = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        return SitePolicy.of_mapping(found)
+    except OSError as exc:
+        raise _unusable(f"{path} cannot be read: {exc.strerror}") from exc
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
+        raise _unusable(f"{path} is no TOML: {exc}") from exc
+    except ConfigError as exc:
+        raise _unusable(f"{path}: {exc}") from exc
+
+
+def checked_file(file: Path | None) -> str:
+    """The absolute path of a policy that can be used; empty without one. Raises ConfigError."""
+    path = str(file.absolute()) if file is not None else ""
+    read(path)
+    return path
+
+
+def _unusable(reason: str) -> ConfigError:
+    return ConfigError(
+        _FILE, reason, public="this site's policy cannot be used, so nothing is asked"
+    )

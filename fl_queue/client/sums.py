@@ -1,0 +1,177 @@
+"""
+A site's answer to a step of an analysis: sums over its rows, within its policy, noted in its ledger.
+
+Everything that an analysis shows of rows passes ``answer``. No Redis and no torch here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from blake3 import blake3
+
+from fl_queue.analyses.base import Analysis
+from fl_queue.analyses.differencing import Grouping, isolates_few
+from fl_queue.client import ledger, policy, table_file
+from fl_queue.client.ledger import Entry, Ledger
+from fl_queue.client.policy import SitePolicy
+from fl_queue.client.site import WorkerSettings
+from fl_queue.client.table_file import ReadTable
+from fl_queue.common import data_folder, failpoints
+from fl_queue.config.run_config import RunConfig
+from fl_queue.errors import ConfigError, PolicyRefusal
+from fl_queue.protocol.arrays import Int64s
+from fl_queue.protocol.trainer_messages import Request
+
+
+@dataclass(frozen=True)
+class SiteTable:
+    """
+    A site's table and the policy under which it was read.
+
+    Args:
+        analysis: The run's.
+        read: The columns that it asks for.
+        policy: The site's, as its file is now.
+        file: The table's file; its path stays at the site.
+    """
+
+    analysis: Analysis
+    read: ReadTable
+    policy: SitePolicy
+    file: str
+
+
+def check_allowed(site: WorkerSettings, config: RunConfig) -> Analysis:
+    """
+    The analysis of a run, if this worker makes it.
+
+    Raises:
+        ConfigError: It does not.
+    """
+    name = config.run.task
+    if config.analysis is None or (site.allow and name not in site.allow):
+        raise ConfigError(
+            "run.task",
+            f"this worker allows other tasks; to allow it, start the worker with --task-allow {name}",
+            public=True,
+        )
+    return config.analysis
+
+
+def read(site: WorkerSettings, config: RunConfig) -> SiteTable:
+    """
+    Read the table that a run asks about.
+
+    Raises:
+        ConfigError: This worker does not make the analysis, has no data folder, or a policy that cannot be used.
+        PolicyRefusal: The table has too few rows.
+        DataError: The table cannot be read.
+    """
+    analysis, rules = check_allowed(site, config), policy.read(site.policy)
+    folder, file = site.data_folder(config), str(config.task["file"])
+    if not folder:
+        raise ConfigError("data.dir", "is empty; start the worker with --data FOLDER", public=True)
+    path = data_folder.inside(folder, file, "task.file")
+    whole = str(path.resolve())
+    earlier = Ledger(site.state_dir).groupings_of(whole)
+    groupings = {*earlier, *analysis.groupings()}
+    beside = {name for grouping in groupings for name in grouping.columns}
+    found = table_file.read(path, analysis.columns, rules, beside)
+    rules.limits.check_rows(found.table.rows)
+    rules.check_levels(analysis.columns.categories)
+    return SiteTable(analysis, found, rules, whole)
+
+
+def preview(site: WorkerSettings, config: RunConfig) -> dict[str, Any]:
+    """
+    The result of this site alone: what it would show, and withhold. Nothing is noted.
+
+    Raises:
+        ConfigError, PolicyRefusal, DataError: As ``read`` and ``answer``.
+    """
+    found = read(site, config)
+    analysis, state = found.analysis, found.analysis.initial()
+    while (result := analysis.result(state)) is None:
+        words = analysis.local(state, found.read.table, found.policy.limits)
+        state = analysis.advance(state, words)
+    return result
+
+
+def answer(site: WorkerSettings, request: Request, found: SiteTable, state: Int64s) -> Int64s:
+    """
+    The words of a step, once they are noted.
+
+    Args:
+        state: Before the step.
+
+    Raises:
+        PolicyRefusal: They may not be shown.
+        DataError: A number cannot be summed; or the ledger is damaged.
+        LocalStorageError: They cannot be noted.
+        MessageError: The state is none of the analysis.
+    """
+    analysis, rules = found.analysis, found.policy
+    failpoints.failpoint("rows.read")
+    words = analysis.local(state, found.read.table, rules.limits)
+    book = Ledger(site.state_dir)
+    _check_differences(found, book)
+    hashes = book.row_hashes(found.read.lines)
+    book.note(
+        Entry(
+            at=ledger.now(),
+            run=request.name,
+            run_id=request.run,
+            round=request.round,
+            client=request.client,
+            questions=tuple(analysis.questions()),
+            columns=analysis.columns.names,
+            file=found.file,
+            table=blake3(hashes.astype("<u8").tobytes()).hexdigest(),
+            rows=found.read.table.rows,
+            numbers=int(words.size),
+            policy=rules.digest,
+            groupings=tuple((one.number, one.category, one.levels) for one in analysis.groupings()),
+        ),
+        hashes,
+        rules,
+    )
+    failpoints.failpoint("ledger.noted")
+    return words
+
+
+def _check_differences(found: SiteTable, book: Ledger) -> None:
+    """Raise PolicyRefusal if sums of this question, and of this or an earlier one, differ by a few rows."""
+    asked, texts = found.analysis.groupings(), found.read.texts
+    earlier = {one for one in book.groupings_of(found.file) if texts.keys() >= {*one.columns}}
+    for one in asked:
+        for other in sorted({*asked, *earlier}, key=repr):
+            if one.is_compared(other) and _differ_by_few(found, one, other):
+                raise PolicyRefusal(
+                    f"{_named(one)}, and what was asked before or with it, differ by too few rows (min_cell)"
+                )
+
+
+def _differ_by_few(found: SiteTable, one: Grouping, other: Grouping) -> bool:
+    codes = [_codes(found, grouping) for grouping in (one, other)]
+    if one.number:
+        is_there = ~np.isnan(found.read.table.numbers[one.number])
+        codes = [each[is_there] for each in codes]
+    return isolates_few(codes[0], codes[1], found.policy.min_cell)
+
+
+def _codes(found: SiteTable, grouping: Grouping) -> Int64s:
+    """The group of each row."""
+    texts = found.read.texts
+    if grouping.category:
+        return table_file.codes_of(texts[grouping.category], grouping.levels)
+    gaps = [[cell in table_file.MISSING for cell in texts[name]] for name in grouping.columns]
+    return np.asarray(np.array(gaps, np.bool_).any(axis=0), np.int64)
+
+
+def _named(grouping: Grouping) -> str:
+    if not grouping.category:
+        return f"correlation of {grouping.number}"
+    return f"{grouping.number} by {grouping.category}" if grouping.number else grouping.category

@@ -1,0 +1,105 @@
+"""``fl-queue statistics`` with real sites: its numbers, its refusals, its ledger, and what is kept by ``archiving``."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from fl_queue.client import policy
+from fl_queue.store.embedded.server_pair import start
+from tests.support.federation import Federation
+from tests.support.server_binaries import chosen_server
+from tests.support.table_sites import config_file, start_sites, table
+
+TABLES = [table(rows, seed) for seed, rows in enumerate((150, 90, 210))]
+POLICY = 'min_rows = 50\nmin_cell = 5\nnever = ["name"]\n'
+
+
+@pytest.fixture(scope="module")
+def sites(tmp_path_factory: pytest.TempPathFactory, no_process_left: None) -> Iterator[Federation]:
+    """An aggregator and three sites with a table each."""
+    folder = tmp_path_factory.mktemp("tables")
+    with start(folder / "state", server=chosen_server()) as redis:
+        made = Federation(redis, folder, clients=0, evaluator=False)
+        try:
+            start_sites(made, TABLES, POLICY)
+            yield made
+        finally:
+            made.close()
+
+
+def command(sites: Federation, *words: str) -> subprocess.CompletedProcess[str]:
+    """Run ``fl-queue`` on the servers of these sites."""
+    state = ["--state-dir", str(sites.redis.state_dir)]
+    return subprocess.run(
+        [sys.executable, "-m", "fl_queue", *words, *state],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=sites.environment,
+        check=False,
+    )
+
+
+def test_statistics_of_three_sites(sites: Federation, tmp_path: Path) -> None:
+    """Equal to pandas on all tables together; verified, shown again, and in the ledger of the sites."""
+    config = config_file(tmp_path, 3)
+    output = tmp_path / "result.json"
+    done = command(sites, "statistics", str(config), "--json", "-o", str(output))
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert json.loads(output.read_text()) == found
+    frame = pd.concat(TABLES)
+    assert (found["sites"], found["rows"]) == (3, 450)
+    for name in ("age", "bmi"):
+        ours, column = found["numbers"][name], frame[name]
+        assert (ours["rows"], ours["missing"]) == (column.count(), column.isna().sum())
+        assert ours["mean"] == pytest.approx(column.mean(), rel=1e-12)
+        assert ours["sd"] == pytest.approx(column.std(), rel=1e-12)
+        for quantile in ours["quantiles"]:
+            wanted = column.quantile(quantile["quantile"])
+            assert quantile["low"] <= wanted <= quantile["high"]
+    crossed = pd.crosstab(frame["sex"], frame["stage"]).to_numpy().tolist()
+    assert [row[:3] for row in found["tables"]["sex by stage"]["counts"][:2]] == crossed
+    whole = frame[["age", "bmi"]].dropna().corr()
+    assert np.allclose(found["correlation"]["correlation"], whole, rtol=0, atol=1e-12)
+
+    shown = command(sites, "result", "survey")
+    assert shown.returncode == 0, shown.stderr
+    assert "450 rows at 3 sites" in shown.stdout
+    again = command(sites, "statistics", str(config), "--json")
+    assert json.loads(again.stdout) == found
+    verified = command(sites, "verify", "survey")
+    assert verified.returncode == 0, verified.stdout + verified.stderr
+
+    noted = json.loads(command(sites, "ledger", "--json").stdout)
+    assert sorted((entry["client"], entry["round"]) for entry in noted) == [
+        (f"site-{site}", number) for site in (1, 2, 3) for number in (1, 2)
+    ]
+    assert {entry["policy"] for entry in noted} == {
+        policy.read(str(sites.folder / "site-1.toml")).digest
+    }
+    assert all("quantiles of age, bmi" in entry["questions"] for entry in noted)
+    history = json.loads(command(sites, "history", "survey", "--json").stdout)
+    assert [one["purpose"] for one in history["records"]] == ["sums", "sums"]
+    assert [row["version"] for row in history["rounds"]] == [1, 2]
+
+
+def test_a_hidden_column_is_no_column(sites: Federation, tmp_path: Path) -> None:
+    """A column that a policy never shows is as if it were not there, for every site."""
+    config = config_file(tmp_path, 3, "hidden.toml")
+    done = command(
+        sites, "statistics", str(config), "--set", "task.correlation=[]",
+        "--set", 'task.levels={name=["patient 0 1"]}', "--set", "task.groups=[]",
+        "--set", "task.tables=[]", "--set", "run.preflight=off", "--set", "round.max_abandoned=1",
+    )  # fmt: skip
+    assert done.returncode == 4
+    assert "has no column name" in done.stderr
+    assert "patient" not in done.stderr

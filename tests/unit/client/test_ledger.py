@@ -1,0 +1,136 @@
+"""A site's ledger: what is refused because of what was answered before."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fl_queue.client import ledger
+from fl_queue.client.ledger import Entry, Ledger
+from fl_queue.client.policy import SitePolicy
+from fl_queue.errors import PolicyRefusal
+
+POLICY = SitePolicy(min_cell=5, max_questions=3)
+ENTRY = Entry(
+    at="2026-01-31T12:00:00Z",
+    run="survey",
+    run_id="survey-1",
+    round=1,
+    client="a",
+    questions=("numbers age",),
+    columns=("age",),
+    file="/data/table.csv",
+    table="t1",
+    rows=100,
+    numbers=10,
+    policy=POLICY.digest,
+)
+LINES = [f"row {number}".encode() for number in range(100)]
+
+
+@pytest.fixture(autouse=True)
+def one_day(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test passes midnight."""
+    monkeypatch.setattr(ledger, "today", lambda: "2026-01-31")
+
+
+def _note(book: Ledger, lines: list[bytes] = LINES, **changed: object) -> None:
+    book.note(replace(ENTRY, **changed), book.row_hashes(lines), POLICY)  # type: ignore[arg-type]
+
+
+def test_an_answer_is_noted_once(tmp_path: Path) -> None:
+    """A second attempt of the same round adds no line, and is no further question."""
+    book = Ledger(tmp_path)
+    for _ in range(5):
+        _note(book)
+    assert list(book.entries()) == [ENTRY]
+
+
+def test_the_same_question_again_counts_once(tmp_path: Path) -> None:
+    """In another run; it has the same answer."""
+    book = Ledger(tmp_path)
+    for number in range(5):
+        _note(book, run_id=f"survey-{number}")
+    assert len(list(book.entries())) == 5
+
+
+def test_questions_of_a_day_are_limited(tmp_path: Path) -> None:
+    """Those that were answered already are answered again."""
+    book = Ledger(tmp_path)
+    _note(book, questions=("a", "b"), run_id="1")
+    with pytest.raises(PolicyRefusal, match="its 3 questions of today are answered"):
+        _note(book, questions=("c", "d"), run_id="2")
+    _note(book, questions=("c",), run_id="3")
+    _note(book, questions=("a", "b", "c"), run_id="4")
+    with pytest.raises(PolicyRefusal):
+        _note(book, questions=("d",), run_id="5")
+    assert [entry.run_id for entry in book.entries()] == ["1", "3", "4"]
+
+
+def test_questions_of_other_days_do_not_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They stay in the ledger."""
+    book = Ledger(tmp_path)
+    monkeypatch.setattr(ledger, "today", lambda: "2026-01-30")
+    _note(book, questions=("a", "b", "c"), run_id="1")
+    monkeypatch.setattr(ledger, "today", lambda: "2026-01-31")
+    _note(book, questions=("d",), run_id="2")
+    assert [entry.run_id for entry in book.entries()] == ["1", "2"]
+    assert [entry.run_id for entry in book.entries("2026-01-31")] == ["2"]
+
+
+@pytest.mark.parametrize(
+    ("lines", "is_refused"),
+    [
+        (LINES[1:], True),
+        ([*LINES, b"new"], True),
+        ([b"corrected", *LINES[1:]], True),
+        ([*LINES, LINES[0]], True),
+        (LINES[5:], False),
+        ([f"other {number}".encode() for number in range(100)], False),
+        (LINES[::-1], False),
+    ],
+)
+def test_a_table_that_changed_by_a_few_rows(
+    tmp_path: Path, lines: list[bytes], is_refused: bool
+) -> None:
+    """The difference of two exact sums would be those rows."""
+    book = Ledger(tmp_path)
+    _note(book)
+    if is_refused:
+        with pytest.raises(PolicyRefusal, match="by too few rows"):
+            _note(book, lines, table="t2", run_id="2")
+        assert list(book.entries()) == [ENTRY]
+    else:
+        _note(book, lines, table="t2", run_id="2")
+
+
+def test_another_file_is_another_table(tmp_path: Path) -> None:
+    """Its rows are compared with its own."""
+    book = Ledger(tmp_path)
+    _note(book)
+    _note(book, LINES[1:], table="t2", file="/data/other.csv")
+
+
+def test_a_line_that_a_crash_has_cut_off(tmp_path: Path) -> None:
+    """The lines before and after it are read."""
+    book = Ledger(tmp_path)
+    _note(book, run_id="1")
+    [day] = (tmp_path / "ledger").glob("*.jsonl")
+    with day.open("ab") as file:
+        file.write(b'\n{"at": "2026')
+    _note(book, run_id="2")
+    assert [entry.run_id for entry in book.entries()] == ["1", "2"]
+
+
+def test_no_other_account_reads_it(tmp_path: Path) -> None:
+    """Hashes are under a key of this site."""
+    book, other = Ledger(tmp_path / "a"), Ledger(tmp_path / "b")
+    _note(book)
+    assert (tmp_path / "a" / "ledger").stat().st_mode & 0o077 == 0
+    assert not np.array_equal(book.row_hashes(LINES), other.row_hashes(LINES))
+    assert np.array_equal(book.row_hashes(LINES), Ledger(tmp_path / "a").row_hashes(LINES[::-1]))

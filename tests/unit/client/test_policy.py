@@ -1,0 +1,61 @@
+"""A site's policy file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from fl_queue.client import policy
+from fl_queue.errors import ConfigError
+
+
+def test_without_a_file_there_are_rules_all_the_same() -> None:
+    """A site that has set nothing shows nothing of few rows."""
+    found = policy.read("")
+    assert (found.min_rows, found.min_cell, found.max_questions) == (50, 10, 50)
+    assert found.visible(["age", "name"]) == ["age", "name"]
+
+
+def test_the_digest_is_that_of_the_rules(tmp_path: Path) -> None:
+    """Not of the file's spaces and comments."""
+    file = tmp_path / "site.toml"
+    file.write_text("# none\nmin_cell   = 10\n")
+    assert policy.read(str(file)).digest == policy.read("").digest
+    file.write_text("min_cell = 11\n")
+    assert policy.read(str(file)).digest != policy.read("").digest
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("min_row = 3", "min_row: there is no such field"),
+        ("min_cell = 0", "min_cell: 0 is too small"),
+        ("min_rows = 'many'", "min_rows: 'many' is not a whole number"),
+        ("dominance = 101", "dominance: 101 is too large"),
+        ("columns = 'age'", "columns: 'age' is not a list"),
+        ("min_cell = ", "is no TOML"),
+    ],
+)
+def test_a_broken_file_refuses_everything(tmp_path: Path, text: str, reason: str) -> None:
+    """The reason stays at the site."""
+    file = tmp_path / "site.toml"
+    file.write_text(text)
+    with pytest.raises(ConfigError, match="--policy") as refused:
+        policy.read(str(file))
+    assert reason in str(refused.value)
+    assert refused.value.public == "this site's policy cannot be used, so nothing is asked"
+
+
+def test_a_missing_file_refuses_everything(tmp_path: Path) -> None:
+    """It may have been unmounted: rules without it would be others."""
+    with pytest.raises(ConfigError, match="cannot be read"):
+        policy.read(str(tmp_path / "none.toml"))
+
+
+def test_columns_by_patterns() -> None:
+    """Those that are never shown do not exist, whatever the list of the others."""
+    rules = policy.SitePolicy.of_mapping(
+        {"columns": ["lab_*", "age", "name"], "never": ["*_id", "name"]}
+    )
+    assert rules.visible(["age", "lab_a", "lab_id", "name", "sex"]) == ["age", "lab_a"]

@@ -1,0 +1,140 @@
+"""A site's answers: what it refuses because of its policy, or of what it has answered."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fl_queue.client import sums
+from fl_queue.client.ledger import Ledger
+from fl_queue.client.site import WorkerSettings
+from fl_queue.config.run_config import RunConfig
+from fl_queue.errors import ConfigError, PolicyRefusal
+from fl_queue.protocol.trainer_messages import Call, Request
+
+#: Two wards of a hospital, and a second hospital; one ward has three patients more than the other hospital's list.
+WARDS = ["a"] * 30 + ["b"] * 3 + ["c"] * 40
+HOSPITALS = ["x"] * 33 + ["y"] * 40
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> WorkerSettings:
+    """A site with a table of 73 rows."""
+    rows = [
+        f"{20 + row % 50},{ward},{hospital}"
+        for row, (ward, hospital) in enumerate(zip(WARDS, HOSPITALS, strict=True))
+    ]
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "table.csv").write_text("\n".join(["age,ward,hospital", *rows]) + "\n")
+    rules = tmp_path / "site.toml"
+    rules.write_text("min_rows = 50\nmin_cell = 10\n")
+    return WorkerSettings(
+        state_dir=tmp_path / "state", data_dir=str(data), client="a", policy=str(rules)
+    )
+
+
+def config(**task: Any) -> RunConfig:
+    """A config with these questions."""
+    return RunConfig.from_dict({"run": {"task": "statistics"}, "task": task})
+
+
+def answer(site: WorkerSettings, asked: RunConfig, run: str = "r") -> np.ndarray:
+    """The words of the first step."""
+    request = Request(
+        call=Call.sums, run=run, name="survey", config=asked.to_dict(), client="a", round=1
+    )
+    found = sums.read(site, asked)
+    return sums.answer(site, request, found, found.analysis.initial())
+
+
+def test_an_answer_is_noted_before_it_is_given(site: WorkerSettings) -> None:
+    """With what was asked, and under which rules; the same again for the same question."""
+    asked = config(numbers=["age"], levels={"hospital": ["x", "y"]}, groups=["age by hospital"])
+    first = answer(site, asked)
+    assert np.array_equal(answer(site, asked, "s"), first)
+    noted = list(Ledger(site.state_dir).entries())
+    assert [entry.run_id for entry in noted] == ["r", "s"]
+    assert noted[0].questions == ("numbers age", "levels of hospital", "age by hospital")
+    assert (noted[0].rows, noted[0].columns) == (73, ("age", "hospital"))
+
+
+def test_groups_that_differ_by_a_few_rows_are_refused(site: WorkerSettings) -> None:
+    """Ward a lies in hospital x, and 3 rows are between them: their difference would be shown."""
+    levels = {"hospital": ["x", "y"], "ward": ["a", "c"]}
+    both = config(numbers=["age"], levels=levels, groups=["age by hospital", "age by ward"])
+    with pytest.raises(PolicyRefusal, match=r"age by .*differ by too few rows"):
+        answer(site, both)
+    assert list(Ledger(site.state_dir).entries()) == []
+
+
+def test_groups_of_an_earlier_question_are_compared_too(site: WorkerSettings) -> None:
+    """Asked one after the other, in two runs."""
+    answer(site, config(numbers=["age"], levels={"hospital": ["x"]}, groups=["age by hospital"]))
+    later = config(numbers=["age"], levels={"ward": ["a"]}, groups=["age by ward"])
+    with pytest.raises(PolicyRefusal, match="age by ward, and what was asked before"):
+        answer(site, later, "s")
+
+
+def test_other_levels_of_one_category_are_compared(site: WorkerSettings) -> None:
+    """First a, and the rest; then c, and the rest: the rest of the rest are 3 rows."""
+    answer(site, config(levels={"ward": ["a"]}))
+    with pytest.raises(PolicyRefusal, match="ward, and what was asked before"):
+        answer(site, config(levels={"ward": ["a", "c"]}), "s")
+
+
+def test_rows_without_a_gap_are_compared(site: WorkerSettings) -> None:
+    """Two correlations of age, over rows of which those of one are those of the other and 3 more."""
+    rows = [
+        f"{20 + row % 50},{'' if row < 15 else row},{'' if row < 18 else row}" for row in range(80)
+    ]
+    file = Path(site.data_dir) / "table.csv"
+    file.write_text("\n".join(["age,crp,hb", *rows]) + "\n")
+    answer(site, config(correlation=["age", "crp"]))
+    with pytest.raises(PolicyRefusal, match="correlation of age, and what was asked before"):
+        answer(site, config(correlation=["age", "hb"]), "s")
+
+
+def test_a_table_of_few_rows(site: WorkerSettings) -> None:
+    """Nothing is made of it, and nothing noted."""
+    Path(site.policy).write_text("min_rows = 74\n")
+    with pytest.raises(PolicyRefusal, match="fewer rows than its min_rows"):
+        sums.read(site, config(numbers=["age"]))
+
+
+def test_more_levels_than_a_question_may_list(site: WorkerSettings) -> None:
+    """A list of names would ask who is in the table."""
+    Path(site.policy).write_text("max_levels = 2\n")
+    with pytest.raises(
+        PolicyRefusal, match=r"more levels than a question may list \(2, max_levels\)"
+    ):
+        sums.read(site, config(levels={"ward": ["a", "b", "c"]}))
+
+
+@pytest.mark.parametrize(
+    ("changed", "field"),
+    [
+        ({"allow": ("mnist",)}, "run.task"),
+        ({"data_dir": ""}, "data.dir"),
+        ({"policy": "/none"}, "--policy"),
+    ],
+)
+def test_a_site_that_is_not_set_up_for_it(
+    site: WorkerSettings, changed: dict[str, Any], field: str
+) -> None:
+    """The reason is one that may leave it."""
+    with pytest.raises(ConfigError) as refused:
+        sums.read(replace(site, **changed), config(numbers=["age"]))
+    assert refused.value.field == field
+    assert refused.value.public
+
+
+def test_a_preview_notes_nothing(site: WorkerSettings) -> None:
+    """It is for the site's own eyes."""
+    found = sums.preview(site, config(numbers=["age"], quantiles=[0.5]))
+    assert found["numbers"]["age"]["rows"] == 73
+    assert not (site.state_dir / "ledger" / "rows").exists()
