@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from fl_queue._version import __version__
+from fl_queue.errors import ConfigError
 from fl_queue.training.data_loading import seed_everything
 
 
@@ -92,13 +93,39 @@ def _device_name(device: str) -> str:
     )
 
 
+def check_cuda(device: str, option: str = "--device") -> None:
+    """
+    Check that a CUDA device is there.
+
+    Args:
+        device: ``cuda``, ``cuda:1``, ...
+        option: Names the device.
+
+    Raises:
+        ConfigError: It is not there.
+    """
+    wanted, count = torch.device(device).index or 0, torch.cuda.device_count()
+    if wanted >= count:
+        raise ConfigError(
+            option,
+            f"{device} is not there: torch finds {count} CUDA devices on this machine",
+            public=True,
+        )
+
+
 @contextmanager
 def reproducible(seed: int, device: str, threads: int) -> Iterator[None]:
-    """Seed everything, and hold torch to deterministic algorithms and a number of threads."""
+    """
+    Seed everything, and hold torch to deterministic algorithms and a number of threads.
+
+    Raises:
+        ConfigError: The device is not there.
+    """
     threads_before = torch.get_num_threads()
     deterministic = torch.get_deterministic_debug_mode()
     benchmark = torch.backends.cudnn.benchmark
     if device.startswith("cuda"):
+        check_cuda(device)
         # cuBLAS is deterministic only with a fixed workspace, read when it starts.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     if threads:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,11 +23,14 @@ from torch import Tensor, nn
 
 from fl_queue.common.seeding import seed_for
 from fl_queue.errors import ConfigError, DataError, TrainingLost
+from fl_queue.training.determinism import check_cuda
 
 #: Processes meet on this interface alone, so that nothing listens for other machines.
 _LOOPBACK = "lo"
 #: A collective waits for the slowest process; the job's timeout and the end of a process end the wait earlier.
 _PATIENCE = timedelta(days=1)
+#: The fork server ends all processes as soon as it sees that one has ended, seconds.
+_ENDED_WITHIN_S = 60.0
 #: Gradients that are added up at a time, elements.
 _BUCKET = 1 << 24
 _DIGEST_BYTES = 16
@@ -69,7 +73,7 @@ class Ranks:
             return
         backend, kind = "gloo", torch.device(self.device)
         if kind.type == "cuda":
-            check_cuda(self.device)
+            check_cuda(self.device, "--devices")
             torch.cuda.set_device(kind)
             backend = "cpu:gloo,cuda:nccl"
         # Read by the libraries when they connect. Otherwise they take the interface of this machine's name.
@@ -207,22 +211,6 @@ class Ranks:
         return {"devices": self.count}
 
 
-def check_cuda(device: str) -> None:
-    """
-    Check that a CUDA device is there.
-
-    Raises:
-        ConfigError: There is none of that number.
-    """
-    wanted, count = torch.device(device).index or 0, torch.cuda.device_count()
-    if wanted >= count:
-        raise ConfigError(
-            "--devices" if count else "--device",
-            f"{device} is not there: torch finds {count} CUDA devices on this machine",
-            public=True,
-        )
-
-
 def _buckets(parameters: Sequence[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
     """Parameters in groups of one device and dtype, none much larger than it has to be."""
     bucket: list[nn.Parameter] = []
@@ -255,10 +243,18 @@ def _digest(tensor: Any) -> str:
 
 @contextmanager
 def _others_may_end() -> Iterator[None]:
-    """Raises TrainingLost in place of torch's error about a connection that was closed."""
+    """
+    Wait to be ended with the process that closed its connection, of which torch has raised an error.
+
+    The fork server ends this one, and reports why the other ended.
+
+    Raises:
+        TrainingLost: It has not: the connection alone was lost.
+    """
     try:
         yield
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as exc:
+        time.sleep(_ENDED_WITHIN_S)
         raise TrainingLost("another process of --devices ended", public=True) from exc

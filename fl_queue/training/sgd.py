@@ -309,9 +309,9 @@ class _Training:
                 # The other processes' layers wait for the gradients of this one's.
                 precision.backward(_nothing(output))
             self._part = "a batch"
+        self._part = "the optimizer"
         if self._ranks is not None:
             self._ranks.sum_gradients(optimizer.parameters)
-        self._part = "the optimizer"
         skipped = precision.skipped
         precision.step(optimizer)
         if precision.skipped > skipped:

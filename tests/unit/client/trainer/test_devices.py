@@ -29,9 +29,11 @@ from fl_queue.common import processes
 from fl_queue.config.run_config import RunConfig
 from fl_queue.errors import ConfigError, MessageError, RoundEnded, TrainingLost
 from fl_queue.protocol.trainer_messages import Answer, Call
+from fl_queue.training.determinism import Compute
 from fl_queue.training.joint_norms import JointNorms
 from fl_queue.training.ranks import Ranks
 from tests.support.checkout import ROOT
+from tests.support.federation import wait_for
 from tests.support.site_rounds import Response, SiteRounds, settings_of
 from tests.unit.client.trainer.test_fork_server import attempt_of
 from workers import site_worker
@@ -40,7 +42,7 @@ MODULE = "tests.support.devices_task"
 #: A rounding or two of float32.
 CLOSE = {"rtol": 2e-5, "atol": 2e-6}
 #: The last batch has fewer samples than there are processes.
-TRAIN = {"epochs": 2, "batch_size": 7, "learning_rate": 0.1, "evaluation_batch": 7}
+TRAIN = {"epochs": 1, "batch_size": 7, "learning_rate": 0.1, "evaluation_batch": 7}
 
 
 @pytest.fixture(scope="module")
@@ -109,9 +111,11 @@ def descendants() -> set[int]:
     while left:
         pid = left.pop()
         tasks = Path(f"/proc/{pid}/task")
-        below = {int(one) for path in tasks.glob("*/children") for one in path.read_text().split()}
-        found |= below
-        left |= below
+        with suppress(OSError):  # It has just ended.
+            texts = [path.read_text() for path in tasks.glob("*/children")]
+            below = {int(one) for text in texts for one in text.split()}
+            found |= below
+            left |= below
     return found
 
 
@@ -257,7 +261,7 @@ def test_the_death_of_one_process_ends_all(site: WorkerSettings) -> None:
     with pytest.raises(TrainingLost, match="signal 9"):
         asked(made)
 
-    assert descendants() == set()
+    wait_for("the end of all", lambda: not descendants())
     assert asked(made, Call.facts).outcome == "done"
 
 
@@ -270,12 +274,10 @@ def test_the_end_of_a_round_and_a_timeout_end_all(site: WorkerSettings) -> None:
     # Before or after the first process waits for the sleeping one.
     with suppress(RoundEnded):
         assert made.ask(made.request(Call.train, 1), stop_at).outcome == "ended"
-    site_worker.trainers().tend()
-    assert descendants() == set()
-
+    wait_for("the end of all", lambda: not descendants())
     with pytest.raises(JobTimeoutException), attempt_of(1.0):
         asked(made)
-    assert descendants() == set()
+    wait_for("the end of all", lambda: not descendants())
     assert processes.children() >= {site_worker.trainers()._server.pid}
 
 
@@ -307,3 +309,11 @@ def test_processes_that_come_to_different_ends_give_no_answer() -> None:
     with pytest.raises(MessageError, match="differ"):
         others.joined(Message("request", "job/1", {}), Reply({"outcome": "done"}))
     group.close()
+
+
+def test_a_device_that_is_not_there_is_named() -> None:
+    with (
+        pytest.raises(ConfigError, match="--device: cuda:99 is not there: torch finds"),
+        Compute("cuda:99").reproducible(1),
+    ):
+        pass
