@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -26,6 +26,8 @@ OBJECTIVES: Mapping[str, Mapping[str, str]] = {
 PARTS = ("year", "month", "weekday")
 _KEYS = ("type", "levels", "reference", "missing", "indicator", "date")
 MAX_LEVELS = 1000
+#: Of numbers in float32.
+_MOST = 3.4e38
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,8 @@ def check(options: Mapping[str, Any]) -> None:
     for name in options["columns"]:
         if name not in features:
             raise unknown_key(f"task.columns.{name}", [f"task.columns.{one}" for one in features])
-    features_of(options)
+    for one in features_of(options):
+        _check_values(f"columns.{one.name}.levels", one.levels, options["missing"])
     _check_target(options, targets)
 
 
@@ -102,6 +105,7 @@ def _check_target(options: Mapping[str, Any], targets: list[str]) -> None:
     if objective in ("binary", "classes"):
         if len(classes) < 2 or len(set(classes)) < len(classes):
             raise _error("classes", "two or more different values of the target are needed")
+        _check_values("classes", classes, options["missing"])
         if objective == "binary" and len(classes) > 2:
             raise _error("objective", f"binary, with {len(classes)} classes; write classes")
     grid = options["time_grid"]
@@ -113,6 +117,18 @@ def _check_target(options: Mapping[str, Any], targets: list[str]) -> None:
         raise _error(
             "time_grid", "does not rise from above 0; give the ends of the intervals in order"
         )
+
+
+def _check_values(field: str, values: Sequence[str], missing: Sequence[str]) -> None:
+    """Raise ConfigError for a value that no cell has: cells are read without spaces, and some are no value."""
+    for value in values:
+        if value != value.strip():
+            raise _error(field, f"{value[:40]!r} has spaces around it, and cells are read without")
+        if value in missing:
+            raise _error(
+                field,
+                f"{value[:40]!r} is a cell without a value by task.missing; leave it out here, or there",
+            )
 
 
 def _feature(name: str, given: Any, fill: str) -> Feature:
@@ -134,7 +150,7 @@ def _feature(name: str, given: Any, fill: str) -> Feature:
         levels,
         str(given.get("reference", "")),
         _missing(field, kind, given.get("missing", fill)),
-        given.get("indicator", False) is True,
+        _switch(f"{field}.indicator", given.get("indicator", False)),
         parts,
     )
     _check_category(field, found)
@@ -159,7 +175,8 @@ def _check_category(field: str, found: Feature) -> None:
 
 def _missing(field: str, kind: str, given: Any) -> str | float:
     is_category = kind == "category"
-    if type(given) in (int, float) and kind not in ("category", "date"):
+    is_number = type(given) in (int, float) and abs(given) <= _MOST
+    if is_number and kind not in ("category", "date"):
         return float(given)
     if given == "mean" and is_category:
         return "level"
@@ -167,6 +184,12 @@ def _missing(field: str, kind: str, given: Any) -> str | float:
         return str(given)
     rule = '"refuse" or "level"' if is_category else '"refuse", "mean" or, of no date, a number'
     raise _error(f"{field}.missing", f"{str(given)[:40]!r} is not {rule}")
+
+
+def _switch(field: str, given: Any) -> bool:
+    if not isinstance(given, bool):
+        raise _error(field, f"{str(given)[:40]!r} is not true or false, without quotes")
+    return given
 
 
 def _texts(field: str, given: Any) -> tuple[str, ...]:

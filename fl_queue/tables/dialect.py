@@ -1,4 +1,4 @@
-"""Delimiter, header and decimal sign of a text file, from its first 64 KiB. No pyarrow here."""
+"""Delimiter, header and decimal sign of a text file, from its first lines. No pyarrow here."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from fl_queue.tables.schema import DELIMITERS, Column, TableForm
 
 #: Bytes and lines that are looked at.
 _HEAD, _LINES = 64 * 1024, 100
+#: Lines that are looked at however long they are, such as a header with genes, and the most bytes of them.
+_LEAST, _LONGEST = 10, 64 * 1024**2
 _COMMA = re.compile(r"[+-]?\d+,\d+([eE][+-]?\d+)?")
 _GROUPED = re.compile(r"[+-]?[1-9]\d{0,2}(,\d{3})+")
 _POINT = re.compile(r"[+-]?\d*\.\d+([eE][+-]?\d+)?")
@@ -64,8 +66,11 @@ def refusal(path: Path, reason: str, away: str | None = None) -> DataError:
 
 def check_header(path: Path, header: Sequence[str], columns: Sequence[Column]) -> None:
     """Raise DataError for a wanted column that is missing or stands twice, and for one without a name."""
+    found = dict[str, list[str]]()
+    for index, name in enumerate(header, 1):
+        found.setdefault(name, []).append(str(index))
     for column in columns:
-        places = [str(index) for index, name in enumerate(header, 1) if name == column.name]
+        places = found.get(column.name, [])
         if len(places) > 1:
             raise refusal(
                 path,
@@ -85,6 +90,11 @@ def _head(path: Path) -> str:
     try:
         with path.open("rb") as file:
             raw = file.read(_HEAD)
+            while max(raw.count(b"\n"), raw.count(b"\r")) <= _LEAST and len(raw) < _LONGEST:
+                more = file.read(len(raw) or 1)
+                raw += more
+                if not more:
+                    break
             is_whole = not file.read(1)
     except OSError as exc:
         why = exc.strerror or type(exc).__name__
@@ -149,7 +159,8 @@ def _decimal(
     """The decimal sign of the first rows' numbers; cells such as 1,234 alone decide nothing."""
     if delimiter == ",":
         return "."
-    places = [header.index(one.name) for one in columns if one.kind in ("number", "integer")]
+    at = {name: index for index, name in enumerate(header)}
+    places = [at[one.name] for one in columns if one.kind in ("number", "integer")]
     cells = [row[at] for row in rows for at in places if at < len(row)]
     commas = [cell for cell in cells if _COMMA.fullmatch(cell)]
     if not commas:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from fl_queue.common.extras import how_to_install
 from fl_queue.errors import ConfigError
 from fl_queue.tables import arrow, wrong_cells
-from fl_queue.tables.dialect import check_header, dialect_of, refusal
+from fl_queue.tables.dialect import Dialect, check_header, dialect_of, refusal
 from fl_queue.tables.schema import FALSE, MISSING, OTHER, TRUE, Column, TableForm
 
 Columns = dict[str, NDArray[Any]]
@@ -27,6 +27,8 @@ TEXT = (".csv", ".tsv", ".txt")
 BINARY = {
     ".parquet": "parquet", ".pq": "parquet", ".arrow": "feather", ".feather": "feather", ".ipc": "feather"
 }  # fmt: skip
+#: Of what is read at once of a text file, bytes: at first, and the most at which a longer row has it grow.
+_BLOCK, _LARGEST = 1024**2, 2**27
 _DAY_S = 86_400
 
 
@@ -76,17 +78,15 @@ def _text(path: Path, columns: Sequence[Column], form: TableForm) -> Columns:
     pyarrow, csv = arrow.pyarrow(), arrow.part("csv")
     kinds = {one.name: _arrow_type(one) for one in columns}
     try:
-        table = csv.read_csv(
-            str(path),
-            read_options=csv.ReadOptions(
-                column_names=list(_unique(found.header)), skip_rows=found.header_lines
-            ),
-            parse_options=csv.ParseOptions(
+        table = _parsed(
+            path,
+            found,
+            csv.ParseOptions(
                 delimiter=found.delimiter,
                 newlines_in_values=_has(path, b'"'),
                 invalid_row_handler=on_row,
             ),
-            convert_options=csv.ConvertOptions(
+            csv.ConvertOptions(
                 include_columns=list(kinds),
                 column_types=kinds,
                 null_values=list(form.missing),
@@ -98,7 +98,7 @@ def _text(path: Path, columns: Sequence[Column], form: TableForm) -> Columns:
                 timestamp_parsers=[csv.ISO8601],
             ),
         )
-        made = _taken(table, columns)
+        made = _taken(table, columns, form.missing)
     except (pyarrow.ArrowException, _Unusable) as exc:  # Its text quotes cells.
         raise wrong_cells.error(path, found, form, columns) from exc
     if not len(made[columns[0].name]):
@@ -106,9 +106,31 @@ def _text(path: Path, columns: Sequence[Column], form: TableForm) -> Columns:
     return made
 
 
-def _unique(header: Sequence[str]) -> Sequence[str]:
+def _parsed(path: Path, found: Dialect, parse: Any, convert: Any) -> Any:
+    """The Arrow table of a text file. Raises ArrowException."""
+    pyarrow, csv = arrow.pyarrow(), arrow.part("csv")
+    block, size = _BLOCK, path.stat().st_size
+    while True:
+        options = csv.ReadOptions(
+            block_size=block, column_names=_unique(found.header), skip_rows=found.header_lines
+        )
+        try:
+            return csv.read_csv(
+                str(path), read_options=options, parse_options=parse, convert_options=convert
+            )
+        except pyarrow.ArrowInvalid as exc:
+            # A header or a row is longer: of a wide table, or with a long note in a column that is not read.
+            if "block size" not in str(exc) or block > min(size, _LARGEST):
+                raise
+            block *= 8
+
+
+def _unique(header: Sequence[str]) -> list[str]:
     """Names for all columns; those that are not read may stand twice."""
-    return [name if header.index(name) == at else f"\0{at}" for at, name in enumerate(header)]
+    first = dict[str, int]()
+    return [
+        name if first.setdefault(name, at) == at else f"\0{at}" for at, name in enumerate(header)
+    ]
 
 
 def _has(path: Path, what: bytes) -> bool:
@@ -135,31 +157,33 @@ def _arrow_type(column: Column) -> Any:
     return pyarrow.timestamp("s") if column.kind == "date" else pyarrow.float64()
 
 
-def _taken(table: Any, columns: Sequence[Column]) -> Columns:
+def _taken(table: Any, columns: Sequence[Column], missing: Sequence[str] = ()) -> Columns:
     """Columns of an Arrow table as arrays; each leaves the table, so that none is in memory twice."""
     made: Columns = {}
     for column in columns:
         at = table.column_names.index(column.name)
         values = table.column(at)
         table = table.remove_column(at)
-        made[column.name] = _array(values, column)
+        made[column.name] = _array(values, column, missing)
         del values
     return made
 
 
-def _array(values: Any, column: Column) -> NDArray[Any]:
+def _array(values: Any, column: Column, missing: Sequence[str]) -> NDArray[Any]:
     """A column (rows,) of an Arrow table. Raises _Unusable."""
     pyarrow, compute = arrow.pyarrow(), arrow.part("compute")
     if column.is_required and values.null_count:
-        missing = np.asarray(compute.is_null(values))
-        raise _Unusable(column, int(np.argmax(missing)), "no value")
+        _refuse(column, "no value", np.asarray(compute.is_null(values)))
     if column.kind == "category":
-        codes = _codes(values, column)
-        if column.is_closed and (other := codes == len(column.levels) + OTHER).any():
-            raise _Unusable(column, int(np.argmax(other)), wrong_cells.CLOSED)
+        codes = _codes(values, column, missing)
+        _refuse(column, "no value", column.is_required & (codes == MISSING))
+        other = codes == len(column.levels) + OTHER
+        _refuse(column, wrong_cells.CLOSED, column.is_closed & other)
         return codes
     if column.kind == "text":
-        return np.array([str(one).strip() for one in values.to_pylist()])
+        texts = np.array([str(one).strip() for one in values.to_pylist()])
+        _refuse(column, "no value", column.is_required & np.isin(texts, list(missing)))
+        return texts
     if column.kind == "date":
         seconds = compute.cast(values, pyarrow.int64())
         return np.floor(_floats(seconds) / _DAY_S)
@@ -169,11 +193,15 @@ def _array(values: Any, column: Column) -> NDArray[Any]:
         bad |= np.isnan(found) & ~np.asarray(compute.is_null(values))
     if column.kind == "integer" and not bad.any():
         whole = np.isnan(found) | (np.floor(found) == found)
-        if not whole.all():
-            raise _Unusable(column, int(np.argmin(whole)), "not a whole number")
-    if bad.any():
-        raise _Unusable(column, int(np.argmax(bad)), "not a finite number")
+        _refuse(column, "not a whole number", ~whole)
+    _refuse(column, "not a finite number", bad)
     return found
+
+
+def _refuse(column: Column, why: str, bad: NDArray[np.bool_]) -> None:
+    """Raise _Unusable for the first of the rows (rows,) that cannot be used, if there is one."""
+    if bad.any():
+        raise _Unusable(column, int(np.argmax(bad)), why)
 
 
 def _floats(values: Any) -> NDArray[np.float64]:
@@ -187,10 +215,10 @@ def _floats(values: Any) -> NDArray[np.float64]:
     return found
 
 
-def _codes(values: Any, column: Column) -> NDArray[np.int32]:
-    """Codes (rows,) of a category, by its levels."""
+def _codes(values: Any, column: Column, missing: Sequence[str]) -> NDArray[np.int32]:
+    """Codes (rows,) of a category, by its levels; spaces around a cell are no part of it."""
     levels = column.levels
-    known = {level: code for code, level in enumerate(levels)}
+    known = {level: code for code, level in enumerate(levels)} | dict.fromkeys(missing, MISSING)
     found = np.empty(len(values), np.int32)
     start = 0
     for block in values.chunks:
@@ -260,7 +288,8 @@ def _check_type(path: Path, column: Column, kind: Any) -> None:
         "category": is_text or types.is_integer(kind) or types.is_boolean(kind),
         "text": is_text or types.is_integer(kind),
     }
-    if not fits[column.kind]:
+    # A column without any value has no type, as pandas writes it.
+    if not fits[column.kind] and not types.is_null(kind):
         raise refusal(
             path, f"column {column.name}: its type is {kind} there, and {column.kind} is declared"
         )
@@ -280,7 +309,13 @@ def _converted(table: Any, columns: Sequence[Column]) -> Any:
         elif column.kind == "text":
             values = values.cast(pyarrow.string())
         elif column.kind == "date":
-            values = values.cast(pyarrow.timestamp("s"), safe=False)
+            if types.is_timestamp(kind) and kind.tz is not None:
+                # The day where the zone is; a date at midnight would else be the day before, east of Greenwich.
+                values = compute.local_timestamp(values)
+            # To the day before, not to zero, for a time before 1970.
+            values = values.cast(pyarrow.date32(), safe=False).cast(pyarrow.timestamp("s"))
+        elif types.is_null(kind):
+            values = values.cast(_arrow_type(column))
         elif types.is_floating(kind):
             values = compute.if_else(compute.is_nan(values), None, values)
         table = table.set_column(at, column.name, values)

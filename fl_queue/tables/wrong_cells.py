@@ -97,10 +97,12 @@ def _wrong(
 def _why(column: Column, cell: str, form: TableForm, decimal: str) -> str:
     if "\0" in cell or "\N{REPLACEMENT CHARACTER}" in cell:
         return "not text in UTF-8"
-    if cell in form.missing:
-        return _EMPTY if column.is_required else ""
     # Spaces around a number or a level are none of it; a boolean or a date has none.
     is_exact = column.kind in ("boolean", "date")
+    if cell in form.missing or (
+        column.kind in ("category", "text") and cell.strip() in form.missing
+    ):
+        return _EMPTY if column.is_required else ""
     return problem(column, cell if is_exact else cell.strip(), decimal)
 
 

@@ -264,7 +264,11 @@ class TableTask(Task):
         if self.options["objective"] == "counts" and (values < 0).any():
             why = f"column {name}: objective counts wants whole numbers from 0"
             raise refusal(path, f"row {int(np.argmax(values < 0)) + 1}, {why}", why)
-        return values.astype(np.float32)
+        with np.errstate(over="ignore"):
+            target = values.astype(np.float32)
+        if np.isinf(target).any():
+            raise refusal(path, f"column {name}: a number is beyond float32")
+        return target
 
     def _time_target(self, path: Path, found: Mapping[str, NDArray[Any]]) -> NDArray[np.int64]:
         """

@@ -104,6 +104,63 @@ def test_files_with_types_give_the_same_columns(
     check(read(tmp_path / name, COLUMNS))
 
 
+def test_a_table_may_have_a_header_and_rows_of_any_length(tmp_path: Path) -> None:
+    """Of 30,000 genes the header alone is longer than what is read at once for an ordinary table."""
+    genes = [f"gene_{number}" for number in range(30_000)]
+    values = ",".join(["1.2345678"] * len(genes))
+    long = "a note" * 2**18
+    text = f"{','.join(genes)},note,age\n{values},{long},60.5\n{values},,61\n"
+    path = written(tmp_path, text)
+    found = read(path, [Column("age"), Column("gene_29999")])
+    assert found["age"].tolist() == [60.5, 61.0]
+    assert found["gene_29999"].tolist() == [1.2345678, 1.2345678]
+    # A header that is longer than a block, and detection of what rows beyond the first 64 KiB have.
+    wide = ",".join(f"{'gene' * 50}_{number}" for number in range(6000))
+    path = written(tmp_path, f"{wide},age\n".replace(",", ";") + "0;" * 6000 + "60,5\n")
+    assert read(path, [Column("age")])["age"].tolist() == [60.5]
+
+
+@pytest.mark.parametrize("name", ["t.parquet", "t.feather"])
+def test_a_time_is_of_the_day_where_its_zone_is(tmp_path: Path, name: str) -> None:
+    """Midnight in Berlin is the day before in UTC; a moment before 1970 is no later day either."""
+    midnight = arrow.array(
+        [datetime.datetime(2024, 2, 29, 23, tzinfo=datetime.UTC), None],
+        arrow.timestamp("us", "Europe/Berlin"),
+    )
+    before = arrow.array([-500, 86_400_000], arrow.timestamp("ms"))
+    writer = parquet.write_table if name.endswith("parquet") else feather.write_feather
+    writer(arrow.table({"seen": midnight, "born": before}), str(tmp_path / name))
+    found = read(tmp_path / name, [Column("seen", "date"), Column("born", "date")])
+    assert found["seen"].tolist()[:1] == [19_783.0]
+    assert np.isnan(found["seen"][1])
+    assert found["born"].tolist() == [-1.0, 1.0]
+
+
+@pytest.mark.parametrize("name", ["t.parquet", "t.feather"])
+def test_a_column_without_any_value_needs_no_type(tmp_path: Path, name: str) -> None:
+    table = arrow.table({column.name: arrow.nulls(2) for column in COLUMNS})
+    writer = parquet.write_table if name.endswith("parquet") else feather.write_feather
+    writer(table, str(tmp_path / name))
+    found = read(tmp_path / name, COLUMNS[:-1])
+    assert all(np.isnan(found[one.name]).all() for one in COLUMNS[:4])
+    assert found["stage"].tolist() == [MISSING, MISSING]
+    with pytest.raises(DataError, match="row 1, column age: no value"):
+        read(tmp_path / name, [Column("age", is_required=True)])
+
+
+@pytest.mark.parametrize("cell", [" NA", "NA ", " ", "\t?", '" null "'])
+def test_a_missing_category_is_missing_with_spaces_around_it_too(tmp_path: Path, cell: str) -> None:
+    path = written(tmp_path, f"x,stage\n1,I\n1,{cell}\n")
+    assert read(path, AGE[1:])["stage"].tolist() == [0, MISSING]
+    for column in (
+        Column("stage", "category", ("I",), is_required=True),
+        Column("stage", "category", ("I",), is_required=True, is_closed=True),
+        Column("stage", "text", is_required=True),
+    ):
+        with pytest.raises(DataError, match="line 3, column stage: no value"):
+            read(path, [column])
+
+
 AGE = (Column("age"), Column("stage", "category", ("I", "II")))
 #: What stands in the file after a header and a good line -> what leaves the site.
 WRONG = {

@@ -50,6 +50,35 @@ def version(task: Task) -> tuple[nn.Module, Manifest, bytes]:
 LARGE = pytest.mark.slow(reason="a graph takes seconds, and others show that they are right")
 
 
+@LARGE
+def test_the_graph_of_a_table_takes_raw_rows(tmp_path: Path) -> None:
+    """Categories, dates and gaps are encoded in the graph, without this package."""
+    task = load_task("table", loading.load("table"))
+    manifest, arrays = local_update.initial_model(task, 5)
+    drawn = np.random.default_rng(1)
+    for name, array in arrays.items():
+        array[...] = 1 if name == "standardised" else drawn.uniform(0.2, 1, array.shape)
+    arrays["squares"] += 2
+    body = b"".join(arrays[spec.name].tobytes() for spec in manifest.tensors)
+    model = task.build_model().eval()
+    load_arrays(model, manifest, arrays)
+    # age, stage, smoker, admitted, crp
+    rows = np.stack(
+        [
+            drawn.normal(60, 12, 64), drawn.integers(0, 5, 64), drawn.integers(0, 2, 64),
+            drawn.integers(-30_000, 30_000, 64), drawn.gamma(2, 10, 64),
+        ],
+        axis=1,
+    ).astype(np.float32)  # fmt: skip
+    rows[drawn.random(rows.shape) < 0.2] = np.nan
+    export.write_onnx(tmp_path / "m.onnx", task, manifest, body, METADATA)
+    (found,) = onnxruntime.InferenceSession(tmp_path / "m.onnx").run(None, {"input": rows})
+    with torch.no_grad():
+        expected = model(torch.from_numpy(rows)).numpy()
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+    assert np.ptp(expected) > 0.1
+
+
 def differ(path: Path, model: nn.Module, shape: tuple[int, ...]) -> float:
     """The largest difference of a graph from a model, over batches of several sizes."""
     session = onnxruntime.InferenceSession(path)

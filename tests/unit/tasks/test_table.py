@@ -219,6 +219,7 @@ def test_intervals_of_a_survival_are_open_below_and_closed_above(tmp_path: Path)
         ("regression", ("20", "x"), "column seen: not a date such as 2024-02-29"),
         ("binary", ("no,", ",")  , "column died: no value"),
         ("survival", (".", ".-"), "column age: not a number"),
+        ("regression", (",true,false\n", "e40,true,false\n"), "column cost: a number is beyond float32"),
     ],
 )  # fmt: skip
 def test_what_a_site_cannot_use_is_named_without_its_content(
