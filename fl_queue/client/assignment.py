@@ -6,7 +6,7 @@ import os
 import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple, TypeVar
@@ -56,7 +56,7 @@ class RoundModel(NamedTuple):
         digest: Of the body as it came.
         encoding: Its codec; with any but ``float32`` what is trained from is not quite the version.
         server: What the strategy has clients fetch besides: name -> digest.
-        bodies: The files, mapped: they can be read even when the cache has let go of them.
+        bodies: The files, mapped: they stay in the cache while these live.
     """
 
     manifest: Manifest
@@ -75,6 +75,7 @@ class ClientJob:
         base: The model to start from, when it has been fetched already.
         is_watched: Whether progress is shown; a virtual client's is not.
         manifest: The run's, where it has been read and checked already.
+        in_use: Files that its training process opens by name: until the job ends, the cache keeps them.
     """
 
     store: Store
@@ -86,6 +87,7 @@ class ClientJob:
     base: RoundModel | None = None
     is_watched: bool = True
     manifest: Manifest | None = None
+    in_use: list[Mapped] = field(default_factory=list, compare=False)
 
     @property
     def run(self) -> str:
@@ -191,7 +193,12 @@ def fetch_base(job: ClientJob) -> RoundModel:
         server, bodies = _fetch_state(job, manifest)
         return RoundModel(manifest, job.round.fetched, encoding, server, [body, *bodies])
 
-    return _waited_for(job, fetch)
+    found = _waited_for(job, fetch)
+    for body in found.bodies:
+        # Its digest was computed; what is read from now on, another process reads.
+        body.unload()
+    job.in_use.extend(found.bodies)
+    return found
 
 
 def fetch_base_part(job: ClientJob) -> Path:

@@ -89,6 +89,8 @@ def _answer(
         raise ChunksMissing(digest, None)
     models = ModelStore(store, run, config.redis.chunk_bytes, site.state_dir)
     body = models.cache.fetch(digest, manifest.nbytes)
+    body.unload()
+    # In the cache while it is scored, however many versions are fetched meanwhile.
     model = RoundModel(manifest, digest, bodies=[body])
 
     def fetch_base_part() -> Path:

@@ -8,6 +8,7 @@ followed. A file that a user asked for with ``--output`` has the mode of their u
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import mmap
 import os
@@ -240,13 +241,21 @@ class Mapped:
     """
     A file mapped into memory; ``view`` is read-only.
 
+    Args:
+        in_use: Whether ``remove_unused`` leaves the file while this object lives.
+
     Raises:
         OSError: It cannot be opened (FileNotFoundError when there is none).
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, in_use: bool = False) -> None:
         with path.open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
+            if in_use:
+                # The map has a copy of the descriptor, so the lock is released with the map.
+                fcntl.flock(file.fileno(), fcntl.LOCK_SH)
+            size, names = (found := os.fstat(file.fileno())).st_size, found.st_nlink
+            if in_use and not names:  # Removed between the two.
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
             # An empty file cannot be mapped.
             self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if size else None
         self.view = memoryview(self._map if self._map is not None else b"")
@@ -255,6 +264,13 @@ class Mapped:
         """Free the mapped pages; the next access reads them again."""
         if self._map is not None:
             self._map.madvise(mmap.MADV_DONTNEED)
+
+
+def remove_unused(path: Path) -> None:
+    """Remove a file, unless there is none or a process has it in use (``Mapped``)."""
+    with suppress(FileNotFoundError), path.open("r+b") as file:
+        if _try_lock(file.fileno()):
+            path.unlink()
 
 
 def put_in_place(file: Path, path: Path, *, durable: bool = True) -> None:

@@ -2,7 +2,8 @@
 Models that a host has fetched: one download for all its clients, and none for a version it has.
 
 A file is named by the digest of its content and appears whole. Downloads of a run take turns; one
-that was cut off goes on where it stopped. Files are used while they are there, and safe to remove.
+that was cut off goes on where it stopped. Of a run the newest ones stay, and those that a process has in use:
+a worker names a file to its training process, which opens it by itself.
 
 Base parts lie beside the runs' folders: runs with one base share its file, which stays while one of them is
 not over, and for a day after its last use: the next run is often one of the same model. An empty file in a
@@ -120,7 +121,7 @@ class HostCache:
 
     def fetch(self, digest: str, nbytes: int, beside: int = 0) -> Mapped:
         """
-        A model's body as a file of this host, its digest checked.
+        A model's body as a file of this host, its digest checked; it stays there while what is returned lives.
 
         Args:
             nbytes: Size of the body.
@@ -140,7 +141,7 @@ class HostCache:
                 body = _open(path, digest, nbytes)
                 if body is None:
                     self._download(path, nbytes)
-                    body = Mapped(path)
+                    body = Mapped(path, in_use=True)
                 _keep_newest(path.parent, digest, _KEPT * (1 + beside))
             return body
 
@@ -240,7 +241,7 @@ def _storage_errors(path: Path) -> Iterator[None]:
 def _open(path: Path, digest: str, nbytes: int, head: bytes = b"") -> Mapped | None:
     """The file, if its content has the digest of its name: a machine that lost power may have damaged it."""
     try:
-        body = Mapped(path)
+        body = Mapped(path, in_use=True)
     except FileNotFoundError:
         return None
     if len(body.view) == nbytes and tensor_layout.pieces_digest([head, body.view]) == digest:
@@ -258,6 +259,6 @@ def _keep_newest(folder: Path, digest: str, count: int) -> None:
     ]
     # The clock of a file system is coarse: the new file may seem as old as another one.
     there.sort(key=lambda file: (file.name == digest, file.stat().st_mtime_ns))
-    # Readers that have an old one open go on reading it.
+    # A worker that has an old one in use has perhaps named it to its training process, which opens it later.
     for old in there[:-count]:
-        old.unlink(missing_ok=True)
+        files.remove_unused(old)

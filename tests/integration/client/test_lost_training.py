@@ -1,4 +1,4 @@
-"""What a worker makes of an answer, and of a training that is lost before or after its response was written."""
+"""What a worker makes of an answer, of a lost training, and what it keeps for one that has not begun."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from fl_queue.client import outbox, round_job
+from fl_queue.client import outbox, round_job, scoring_job
 from fl_queue.client.asking import Ask, Report
 from fl_queue.client.assignment import ClientJob
 from fl_queue.client.site import WorkerSettings
 from fl_queue.errors import RoundEnded, TrainingLost
+from fl_queue.protocol import tensor_layout
 from fl_queue.protocol.records import CANNOT, Purpose
 from fl_queue.protocol.trainer_messages import Answer, Failure, Request
-from fl_queue.store import Store
+from fl_queue.store import Store, keyspace
 from tests.support.manual_run import ManualRun
 
 
@@ -37,6 +38,33 @@ def answering(job: ClientJob, answer: Answer | None, token: str | None = "") -> 
         return answer
 
     return ask
+
+
+def test_a_model_stays_until_the_training_process_has_opened_it(
+    job: ClientJob, redis_urls: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[bytes] = []
+
+    def ask(request: Request, report: Report) -> Answer:
+        # Others on this machine fetch newer versions meanwhile.
+        for number in range(3):
+            body = bytes([number]) * 8
+            digest = tensor_layout.body_digest(body)
+            job.store.data.chunks.put(keyspace.model_blob(job.run, digest), [body], None)
+            job.cache.fetch(digest, len(body))
+        assert request.model is not None
+        opened.append((job.site.state_dir / request.model.place).read_bytes())
+        return Answer(outcome="ended")
+
+    with pytest.raises(RoundEnded):
+        round_job.asking(ask, Purpose.train)(job)
+    url, blob_url = redis_urls
+    for name, value in replace(job.site, url=url, blob_url=blob_url).to_environ().items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(TrainingLost):
+        scoring_job.score(job.run, 0, ask)
+
+    assert [tensor_layout.body_digest(body) for body in opened] == [job.round.base_digest] * 2
 
 
 @pytest.mark.parametrize("answer", [None, Answer(outcome="done")])

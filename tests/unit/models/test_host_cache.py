@@ -244,7 +244,7 @@ def test_a_missing_chunk_is_named_and_what_came_before_it_is_kept(
     assert reads(store) - before == 2
 
 
-def test_the_newest_two_are_kept_and_who_reads_an_older_one_goes_on(
+def test_the_newest_two_are_kept_and_those_that_a_process_has_in_use(
     store: Store, tmp_path: Path
 ) -> None:
     first, body = publish(store, 2)
@@ -253,15 +253,26 @@ def test_the_newest_two_are_kept_and_who_reads_an_older_one_goes_on(
     forgotten.write_bytes(bytes(9))
     os.utime(tmp_path / RUN / first, (1, 1))
     os.utime(forgotten, (2, 2))
-    others = []
-    for second in range(3, 6):
-        digest, other = publish(store, 2)
-        others.append(digest)
-        fetch(store, tmp_path, digest, other)
-        os.utime(tmp_path / RUN / digest, (second, second))
+    others: list[str] = []
 
-    assert kept(tmp_path) == set(others[1:])
+    def fetch_others() -> None:
+        for _ in range(3):
+            digest, other = publish(store, 2)
+            others.append(digest)
+            fetch(store, tmp_path, digest, other)
+            os.utime(tmp_path / RUN / digest, (2 + len(others),) * 2)
+
+    fetch_others()
+    # A worker names the file to its training process, which opens it by itself.
+    assert kept(tmp_path) == {first, *others[1:]}
     assert bytes(reading.view) == body
+    reading = HostCache(store, tmp_path, RUN, CHUNK).fetch(first, len(body))
+    fetch_others()
+    assert kept(tmp_path) == {first, *others[-2:]}
+
+    del reading
+    fetch_others()
+    assert kept(tmp_path) == set(others[-2:])
 
 
 def test_a_digest_that_names_another_file_is_refused_and_the_file_stays(
