@@ -18,6 +18,7 @@ from pathlib import Path
 from fl_queue.client import outbox
 from fl_queue.client.resident import Resident
 from fl_queue.client.site import WorkerSettings
+from fl_queue.common import files
 from fl_queue.config.run_config import RunConfig
 from fl_queue.errors import DataError
 from fl_queue.protocol import tensor_layout
@@ -63,8 +64,8 @@ def differences(config: RunConfig, context: ClientContext) -> list[str]:
         )
         other = replace(site, state_dir=Path(name) / "resident")
         manifest, requests = _begin(site, config, context)
+        files.folder(other.state_dir)
         for file in (_MODEL, _SERVER_STATE):
-            other.state_dir.mkdir(exist_ok=True)
             (other.state_dir / file).hardlink_to(site.state_dir / file)
         for request in requests:
             _in_a_process(site, [request])
@@ -125,8 +126,9 @@ def _begin(
     header, body = _update(site, first)
     manifest = Manifest.from_json(header.manifest)
     zeros = bytes(state_manifest(manifest).nbytes)
-    (site.state_dir / _MODEL).write_bytes(body)
-    (site.state_dir / _SERVER_STATE).write_bytes(zeros)
+    for name, content in ((_MODEL, body), (_SERVER_STATE, zeros)):
+        with files.write_atomically(site.state_dir / name) as file:
+            file.write(content)
     strategy = get_strategy(config.aggregation.strategy, config.strategy)
     model = ModelFile(
         manifest=header.manifest,
