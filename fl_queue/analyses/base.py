@@ -25,10 +25,10 @@ from fl_queue.protocol.manifest import Manifest, TensorSpec
 STATE = "state"
 #: Name of the only tensor of a site's answer.
 WORDS = "words"
-#: Sites of a round; their sum of words below ``MAX_WORD`` stays below 2**62.
+#: Sites of a round.
 MAX_SITES = 1024
-#: No word of a site is larger.
-MAX_WORD = 1 << 52
+#: No count of a site is larger: all counts of all sites of a column's cells together stay below 2**63.
+MAX_COUNT = 1 << 40
 
 
 @dataclass(frozen=True)
@@ -84,8 +84,8 @@ class Limits:
     dominance: float = 0.0
 
     def check_rows(self, rows: int) -> None:
-        """Raise PolicyRefusal unless a table has rows enough."""
-        if rows < self.min_rows:
+        """Raise PolicyRefusal unless a table has rows enough. Their number is shown, so it is no small count either."""
+        if rows < max(self.min_rows, self.min_cell):
             raise PolicyRefusal("the table has fewer rows than its min_rows")
 
 
@@ -169,7 +169,7 @@ class Layout:
 
 def counts(name: str, *shape: int) -> Block:
     """A block of counts."""
-    return Block(name, shape, 0, MAX_WORD)
+    return Block(name, shape, 0, MAX_COUNT)
 
 
 def flags(name: str, *shape: int) -> Block:

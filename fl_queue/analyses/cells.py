@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from fl_queue.errors import MessageError
 from fl_queue.protocol.arrays import Float64s, Int64s
 
 #: Bits of a key that the first step looks at, and the cells that makes.
@@ -39,6 +40,35 @@ def coarse_counts(found: Keys) -> Int64s:
     return np.bincount(found >> np.uint32(_SHIFT), minlength=COARSE).astype(np.int64)
 
 
+def placed(found: Keys, least: int) -> Keys:
+    """
+    The keys under which rows are counted, so that no count of any cells shows few of them.
+
+    Rows in ascending order make groups of ``least`` rows or more: rows of one key are in one group, and those left at
+    the end in the last one. Each row is counted at the middle row of its group, so the first and the last row decide
+    nothing. The groups depend on the rows alone: the counts of any two ways to cut cells, also ways that an operator has
+    made up, differ by whole groups. For any cell, fewer than ``least`` rows are counted on the other side than they are:
+    an edge that cuts a group has fewer on one side of it, and the middle lies on the other.
+
+    Args:
+        found: (N,) in any order, ``least`` of them or more.
+        least: Fewest rows of a group.
+
+    Returns:
+        (N,) ascending.
+    """
+    ordered = np.sort(found)
+    edges = [0]
+    if least < 2:
+        return ordered
+    while len(ordered) - edges[-1] >= least:
+        last = ordered[edges[-1] + least - 1]
+        edges.append(int(np.searchsorted(ordered, last, side="right")))
+    edges[-1] = len(ordered)
+    starts, ends = np.array(edges[:-1], np.int64), np.array(edges[1:], np.int64)
+    return np.repeat(ordered[(starts + ends - 1) // 2], ends - starts)
+
+
 @dataclass(frozen=True)
 class FineCells:
     """
@@ -60,8 +90,14 @@ class FineCells:
 
         Args:
             counts: (4096,) sum over the sites.
+
+        Raises:
+            MessageError: A count is negative.
         """
-        rows, pieces = int(counts.sum()), []
+        if counts.min() < 0:
+            raise MessageError("a count of cells is negative")
+        # Not of int64: a state may come with counts whose sum is none.
+        rows, pieces = sum(counts.tolist()), []
         # Each coarse cell that has rows, and the first of the empty ones in a row.
         is_first = np.concatenate(([True], counts[:-1] > 0))
         for coarse in np.flatnonzero((counts > 0) | is_first).tolist():
@@ -79,11 +115,6 @@ class FineCells:
         """Count keys by cell, (C,)."""
         at = np.searchsorted(self.starts, found.astype(np.uint64), side="right") - 1
         return np.bincount(at, minlength=len(self)).astype(np.int64)
-
-    def coarse_of(self, groups: Int64s) -> Int64s:
-        """Of each cell the group of the coarse cell in which it begins, (C,). Args: ``groups``: (4096,)."""
-        found: Int64s = groups[(self.starts >> np.uint64(_SHIFT)).astype(np.int64)]
-        return found
 
     def bounds(self, cell: int) -> tuple[float, float]:
         """

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fl_queue.analyses import cells, exact_digits, statistics_result
+from fl_queue.analyses import cells, exact_digits, statistics_result, telling_sums
 from fl_queue.analyses.base import (
     Analysis,
     Block,
@@ -30,7 +30,7 @@ from fl_queue.analyses.base import (
 from fl_queue.analyses.differencing import Grouping
 from fl_queue.analyses.exact_digits import PRODUCTS, VALUES
 from fl_queue.analyses.questions import Questions
-from fl_queue.analyses.suppression import Mask, joined, moved_at_most, withheld
+from fl_queue.analyses.suppression import Mask, withheld, without_few
 from fl_queue.errors import DataError, MessageError
 from fl_queue.protocol.arrays import Float64s, Int64s
 
@@ -188,14 +188,11 @@ class Statistics(Analysis):
             values = table.numbers[name]
             found = cells.keys(values[~np.isnan(values)])
             is_withheld = 0 < len(found) < limits.min_cell
-            # Groups of the second step lie within those of the first: their differences stand for as many rows.
-            groups = joined(cells.coarse_counts(found), limits.min_cell)[1]
-            counted, within = fine.counts(found), fine.coarse_of(groups)
-            shown, _ = joined(counted, limits.min_cell, within)
+            shown = found[:0] if is_withheld else cells.placed(found, limits.min_cell)
             words |= {
                 f"withheld of {name}": _one(int(is_withheld)),
-                f"moved of {name}": _one(moved_at_most(counted, limits.min_cell, within)),
-                f"cells of {name}": shown * int(not is_withheld),
+                f"moved of {name}": _one(max(limits.min_cell - 1, 0)),
+                f"cells of {name}": fine.counts(shown),
             }
         return words
 
@@ -259,12 +256,9 @@ class _FirstStep:
         Returns:
             The codes, and whether a level has few rows or none: the same for both.
         """
-        size, least = self._analysis.size_of(name), self._limits.min_cell
-        rows = np.bincount(codes, minlength=size)
-        are_few = rows < least
-        are_few[-MORE_LEVELS:] = False
-        shown_as = np.where(are_few, size - MORE_LEVELS, np.arange(size))
-        return shown_as[codes].astype(np.int64), bool(are_few.any())
+        listed, least = len(self._asked.levels[name]), self._limits.min_cell
+        rows = np.bincount(codes, minlength=listed)[:listed]
+        return without_few(codes, listed, least), bool((rows < least).any())
 
     def words(self) -> _Words:
         """The words of each block."""
@@ -298,10 +292,10 @@ class _FirstStep:
             values = self._table.numbers[name]
             words |= self._moments(name, values, np.zeros(len(values), np.intp), 1)
             if self._asked.quantiles:
-                found = cells.coarse_counts(cells.keys(values[~np.isnan(values)]))
-                is_shown = found.sum() >= self._limits.min_cell
-                shown, _ = joined(found, self._limits.min_cell)
-                words[f"coarse cells of {name}"] = shown * int(is_shown)
+                found = cells.keys(values[~np.isnan(values)])
+                least = self._limits.min_cell
+                shown = found[:0] if len(found) < least else cells.placed(found, least)
+                words[f"coarse cells of {name}"] = cells.coarse_counts(shown)
         return words
 
     def _groups(self) -> _Words:
@@ -329,10 +323,12 @@ class _FirstStep:
         is_there = ~np.isnan(values)
         values, places = values[is_there], places[is_there]
         found = np.bincount(places, minlength=size).astype(np.int64)
-        forced = _dominated(values, places, size, self._limits.dominance)
+        forced = telling_sums.by_group(values, places, size, self._limits)
         if hidden is not None:
             forced |= hidden
         mask = withheld(found, self._limits.min_cell, forced)
+        if size > 1:
+            telling_sums.complete(mask, found, values, places, self._limits)
         shown = ~mask[:, None]
         sums = exact_digits.sums(values, places, size) * shown
         squares = exact_digits.product_sums(values, values, places, size) * shown
@@ -363,7 +359,9 @@ class _FirstStep:
         columns = np.stack([self._table.numbers[name] for name in names])
         is_whole: Mask = np.asarray(~np.isnan(columns).any(axis=0))
         rows = int(is_whole.sum())
-        mask = self._are_few(rows, names, is_whole)
+        mask = self._are_few(rows, names, is_whole) or telling_sums.of_products(
+            columns, is_whole, self._limits
+        )
         whole, places = columns[:, is_whole], np.zeros(rows, np.intp)
         sums = [exact_digits.sums(column, places, 1)[0] for column in whole]
         products = [
@@ -388,17 +386,3 @@ class _FirstStep:
             return True
         there = (~np.isnan(self._table.numbers[name]) for name in names)
         return any(0 < int(found.sum()) - rows < least for found in there)
-
-
-def _dominated(values: Float64s, places: npt.NDArray[np.intp], size: int, per_cent: float) -> Mask:
-    """Groups whose sum shows nearly the largest value: the p per cent rule, for groups without negative numbers."""
-    found = np.zeros(size, np.bool_)
-    if not per_cent:
-        return found
-    order = np.lexsort((values, places))
-    values, edges = values[order], np.searchsorted(places[order], np.arange(size + 1))
-    for group in range(size):
-        part = values[edges[group] : edges[group + 1]]
-        if len(part) and part[0] >= 0 and part[-1] > 0:
-            found[group] = part[:-2].sum() < per_cent / 100 * part[-1]
-    return found

@@ -140,7 +140,8 @@ class _Result:
         ):
             product = exact_digits.value_of(words, PRODUCTS)
             centred[i, j] = centred[j, i] = product - totals[i] * totals[j] / rows
-        spread = [math.sqrt(centred[i, i]) for i in range(size)]
+        # Below 0 where a site has sent squares that are none.
+        spread = [math.sqrt(max(centred[i, i], Fraction(0))) for i in range(size)]
         return found | {
             "covariance": [
                 [float(centred[i, j] / (rows - 1)) for j in range(size)] for i in range(size)
@@ -152,8 +153,9 @@ class _Result:
         }
 
 
-def _deviation(squares: Fraction, rows: int) -> float:
-    return math.sqrt(squares / (rows - 1))
+def _deviation(squares: Fraction, rows: int) -> float | None:
+    """A standard deviation; None: a site has sent squares that are none."""
+    return math.sqrt(squares / (rows - 1)) if squares >= 0 else None
 
 
 def _ratio(product: float, spread: float, is_own: bool) -> float | None:

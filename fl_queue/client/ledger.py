@@ -51,6 +51,7 @@ class Entry:
         numbers: Words that were shown.
         policy: Digest of the site's policy.
         groupings: How rows were grouped: number, category and levels of each question that does.
+        state: Digest of the earlier step's sum, from which this one was laid out; empty: it is the first.
     """
 
     at: str
@@ -66,6 +67,7 @@ class Entry:
     numbers: int
     policy: str
     groupings: tuple[tuple[str, str, tuple[str, ...]], ...] = ()
+    state: str = ""
 
     @property
     def grouped(self) -> list[Grouping]:
@@ -74,8 +76,13 @@ class Entry:
 
     @property
     def keys(self) -> set[tuple[str, str, str, str]]:
-        """What counts as different questions: a question about the same rows under the same rules counts once."""
-        return {(self.file, self.table, self.policy, question) for question in self.questions}
+        """
+        What counts as different questions: a question about the same rows under the same rules counts once.
+
+        A further step counts as one by itself, for each sum that it is laid out from: another sum has another answer.
+        """
+        asked = (*self.questions, f"a step after {self.state}") if self.state else self.questions
+        return {(self.file, self.table, self.policy, question) for question in asked}
 
 
 def today() -> str:
@@ -112,9 +119,9 @@ class Ledger:
                 except (ValueError, TypeError, KeyError):
                     continue
 
-    def groupings_of(self, file: str) -> set[Grouping]:
-        """How the rows of a file were grouped in earlier questions."""
-        return {one for entry in self.entries() if entry.file == file for one in entry.grouped}
+    def groupings(self) -> set[Grouping]:
+        """How rows were grouped in earlier questions, of any file: two may hold the same rows."""
+        return {one for entry in self.entries() for one in entry.grouped}
 
     def row_hashes(self, lines: Sequence[bytes]) -> Rows:
         """
@@ -166,11 +173,14 @@ class Ledger:
         return False
 
     def _check_changes(self, entry: Entry, hashes: Rows, policy: SitePolicy) -> None:
-        """Raise PolicyRefusal if a few rows make the difference to a table that was asked before."""
-        known = {(found.file, found.table) for found in self.entries()}
-        for file, table in sorted(known - {(entry.file, entry.table)}):
+        """
+        Raise PolicyRefusal if a few rows make the difference to a table that was asked before.
+
+        That one may have been another file: a copy under another name, or last month's.
+        """
+        for table in sorted({found.table for found in self.entries()} - {entry.table}):
             path = self._rows_of(table)
-            if file != entry.file or not path.exists():
+            if not path.exists():
                 continue
             earlier = np.load(path, allow_pickle=False)
             for few in (_beyond(hashes, earlier), _beyond(earlier, hashes)):

@@ -14,6 +14,7 @@ from blake3 import blake3
 
 from fl_queue.analyses.base import Analysis
 from fl_queue.analyses.differencing import Grouping, isolates_few
+from fl_queue.analyses.suppression import without_few
 from fl_queue.client import ledger, policy, table_file
 from fl_queue.client.ledger import Entry, Ledger
 from fl_queue.client.policy import SitePolicy
@@ -76,8 +77,7 @@ def read(site: WorkerSettings, config: RunConfig) -> SiteTable:
         raise ConfigError("data.dir", "is empty; start the worker with --data FOLDER", public=True)
     path = data_folder.inside(folder, file, "task.file")
     whole = str(path.resolve())
-    earlier = Ledger(site.state_dir).groupings_of(whole)
-    groupings = {*earlier, *analysis.groupings()}
+    groupings = {*Ledger(site.state_dir).groupings(), *analysis.groupings()}
     beside = {name for grouping in groupings for name in grouping.columns}
     found = table_file.read(path, analysis.columns, rules, beside)
     rules.limits.check_rows(found.table.rows)
@@ -133,6 +133,7 @@ def answer(site: WorkerSettings, request: Request, found: SiteTable, state: Int6
             rows=found.read.table.rows,
             numbers=int(words.size),
             policy=rules.digest,
+            state=blake3(state.astype("<i8").tobytes()).hexdigest() if state.any() else "",
             groupings=tuple((one.number, one.category, one.levels) for one in analysis.groupings()),
         ),
         hashes,
@@ -145,7 +146,7 @@ def answer(site: WorkerSettings, request: Request, found: SiteTable, state: Int6
 def _check_differences(found: SiteTable, book: Ledger) -> None:
     """Raise PolicyRefusal if sums of this question, and of this or an earlier one, differ by a few rows."""
     asked, texts = found.analysis.groupings(), found.read.texts
-    earlier = {one for one in book.groupings_of(found.file) if texts.keys() >= {*one.columns}}
+    earlier = {one for one in book.groupings() if texts.keys() >= {*one.columns}}
     for one in asked:
         for other in sorted({*asked, *earlier}, key=repr):
             if one.is_compared(other) and _differ_by_few(found, one, other):
@@ -163,10 +164,11 @@ def _differ_by_few(found: SiteTable, one: Grouping, other: Grouping) -> bool:
 
 
 def _codes(found: SiteTable, grouping: Grouping) -> Int64s:
-    """The group of each row."""
-    texts = found.read.texts
+    """The group of each row, as it is counted: a refusal shows no more of a rare text than an answer would."""
+    texts, listed = found.read.texts, len(grouping.levels)
     if grouping.category:
-        return table_file.codes_of(texts[grouping.category], grouping.levels)
+        codes = table_file.codes_of(texts[grouping.category], grouping.levels)
+        return without_few(codes, listed, found.policy.min_cell)
     gaps = [[cell in table_file.MISSING for cell in texts[name]] for name in grouping.columns]
     return np.asarray(np.array(gaps, np.bool_).any(axis=0), np.int64)
 

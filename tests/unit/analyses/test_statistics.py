@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -289,6 +290,76 @@ def test_a_dominated_sum_is_withheld() -> None:
     assert found["numbers"]["bmi"]["withheld"] == 1
     assert found["numbers"]["bmi"]["mean"] is None
     assert found["numbers"]["age"]["withheld"] == 0
+
+
+@pytest.mark.parametrize(
+    ("changed", "value"),
+    [
+        ({"dominance": 15.0}, lambda row: -1e7 if row == 3 else row % 7 - 3),
+        ({}, lambda row: float(row < 3)),
+        ({}, lambda row: float(row >= 3)),
+        ({}, lambda row: 2.0 if row < 4 else float(row % 2)),
+        ({}, lambda row: row * 1.5 if row < 6 else 0.0),
+    ],
+    ids=["outlier below 0", "3 ones", "3 zeros", "4 of a third number", "6 are not 0"],
+)
+def test_sums_that_show_few_rows(changed: dict[str, Any], value: Any) -> None:
+    """All rows are counted, and the numbers, squares or products show what few of them have."""
+    frame = made_up(120, 0).assign(bmi=[float(value(row)) for row in range(120)])
+    found = result_of(Statistics(OPTIONS), [frame], replace(LIMITS, **changed))
+    assert found["numbers"]["bmi"]["withheld"] == 1
+    assert found["correlation"]["withheld"] == 1
+    assert found["numbers"]["age"]["withheld"] == 0
+
+
+def test_products_that_are_counts_of_few_rows() -> None:
+    """Of two columns of 0 and 1, three rows have both: their sum of products is 3."""
+    rows = np.arange(120)
+    frame = made_up(120, 0).assign(age=(rows < 43) * 1.0, bmi=(rows >= 40) * 1.0)
+    found = result_of(Statistics(OPTIONS), [frame], LIMITS)
+    assert found["numbers"]["age"]["withheld"] == found["numbers"]["bmi"]["withheld"] == 0
+    assert found["correlation"]["withheld"] == 1
+    frame["age"] = (rows < 60) * 1.0
+    assert result_of(Statistics(OPTIONS), [frame], LIMITS)["correlation"]["withheld"] == 0
+
+
+def test_what_is_left_of_a_total_shows_no_row() -> None:
+    """A group with one large row is withheld, and not one small group with it: the total would show it."""
+    frame = made_up(300, 0).assign(bmi=1.0 + np.arange(300) % 9)
+    frame["stage"] = np.repeat(["I", "II", "III"], [100, 30, 170])
+    frame.loc[3, "bmi"] = 5000.0
+    frame.loc[130:, "bmi"] *= 500
+    found = result_of(Statistics(OPTIONS), [frame], Limits(20, 10, 15))
+    groups = {one["level"]: one["withheld"] for one in found["groups"]["bmi by stage"]}
+    assert groups == {"I": 1, "II": 1, "III": 1, "other": 0, "missing": 0}
+    assert found["numbers"]["bmi"]["withheld"] == 0
+
+
+def test_a_table_of_fewer_rows_than_any_number_may_stand_for() -> None:
+    """Their number is shown: a small ``min_rows`` does not lower it."""
+    analysis = Statistics(OPTIONS)
+    with pytest.raises(PolicyRefusal):
+        analysis.local(analysis.initial(), table_of(made_up(9, 0), analysis), Limits(1, 10))
+
+
+def test_a_site_that_lies_breaks_no_result() -> None:
+    """Squares that are none, and counts that contradict each other, each within its limits."""
+    analysis = Statistics(OPTIONS)
+    state = analysis.initial()
+    for _ in range(analysis.steps):
+        layout = analysis.layout(state)
+        words = np.concatenate(
+            [np.full(block.size, block.high, np.int64) for block in layout.blocks]
+        )
+        layout.view(words, layout.blocks[-1].name)[:] = layout.blocks[-1].low
+        for block in layout.blocks:
+            if block.name.startswith("squares"):
+                layout.view(words, block.name)[:] = block.low
+        layout.check(words)
+        state = analysis.advance(state, words)
+    found = analysis.result(state)
+    assert found is not None
+    assert found["numbers"]["age"]["sd"] is None
 
 
 def test_a_table_of_few_rows_is_refused() -> None:

@@ -109,11 +109,24 @@ def test_a_table_that_changed_by_a_few_rows(
         _note(book, lines, table="t2", run_id="2")
 
 
-def test_another_file_is_another_table(tmp_path: Path) -> None:
-    """Its rows are compared with its own."""
+def test_another_file_may_hold_the_same_table(tmp_path: Path) -> None:
+    """Last month's, of which one row is gone: the files are compared as one that was written again is."""
     book = Ledger(tmp_path)
     _note(book)
-    _note(book, LINES[1:], table="t2", file="/data/other.csv")
+    with pytest.raises(PolicyRefusal, match="by too few rows"):
+        _note(book, LINES[1:], table="t2", file="/data/other.csv", run_id="2")
+    _note(book, [b"other " + line for line in LINES], table="t3", file="/data/other.csv")
+
+
+def test_another_sum_before_a_step_is_another_question(tmp_path: Path) -> None:
+    """Cells of quantiles are cut by it: who makes sums up asks again and again."""
+    book = Ledger(tmp_path)
+    _note(book, run_id="1")
+    for number in (2, 3):
+        _note(book, run_id=f"{number}", state=f"s{number}", round=2)
+    _note(book, run_id="4", state="s2", round=2)
+    with pytest.raises(PolicyRefusal, match="questions of today"):
+        _note(book, run_id="5", state="s5", round=2)
 
 
 def test_a_line_that_a_crash_has_cut_off(tmp_path: Path) -> None:

@@ -87,6 +87,26 @@ def test_other_levels_of_one_category_are_compared(site: WorkerSettings) -> None
         answer(site, config(levels={"ward": ["a", "c"]}), "s")
 
 
+@pytest.mark.parametrize("level", ["b", "not there"])
+def test_a_refusal_does_not_show_whether_a_rare_text_is_there(
+    site: WorkerSettings, level: str
+) -> None:
+    """A question with it, after one without it, is answered either way, and in the same words."""
+    answer(site, config(levels={"ward": ["a"]}))
+    first = answer(site, config(levels={"ward": ["a", "elsewhere"]}), "s")
+    assert np.array_equal(answer(site, config(levels={"ward": ["a", level]}), "t"), first)
+
+
+def test_a_copy_of_a_table_is_the_same_table(site: WorkerSettings) -> None:
+    """Under another name: groups are compared with those of the first."""
+    folder = Path(site.data_dir)
+    (folder / "copy.csv").write_bytes((folder / "table.csv").read_bytes())
+    answer(site, config(numbers=["age"], levels={"hospital": ["x"]}, groups=["age by hospital"]))
+    later = config(file="copy.csv", numbers=["age"], levels={"ward": ["a"]}, groups=["age by ward"])
+    with pytest.raises(PolicyRefusal, match="age by ward, and what was asked before"):
+        answer(site, later, "s")
+
+
 def test_rows_without_a_gap_are_compared(site: WorkerSettings) -> None:
     """Two correlations of age, over rows of which those of one are those of the other and 3 more."""
     rows = [
