@@ -7,8 +7,8 @@ nulls, without an error.
 
 from __future__ import annotations
 
-import mmap
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -69,23 +69,14 @@ def read(path: Path, columns: Sequence[Column], form: TableForm | None = None) -
 
 def _text(path: Path, columns: Sequence[Column], form: TableForm) -> Columns:
     found = dialect_of(path, form, columns)
-    short: list[int] = []
-
-    def on_row(row: Any) -> str:
-        short.append(row.actual_columns)
-        return "error"
-
+    quotes = _count(path, b'"')
     pyarrow, csv = arrow.pyarrow(), arrow.part("csv")
     kinds = {one.name: _arrow_type(one) for one in columns}
     try:
         table = _parsed(
             path,
             found,
-            csv.ParseOptions(
-                delimiter=found.delimiter,
-                newlines_in_values=_has(path, b'"'),
-                invalid_row_handler=on_row,
-            ),
+            csv.ParseOptions(delimiter=found.delimiter, newlines_in_values=quotes > 0),
             csv.ConvertOptions(
                 include_columns=list(kinds),
                 column_types=kinds,
@@ -101,6 +92,10 @@ def _text(path: Path, columns: Sequence[Column], form: TableForm) -> Columns:
         made = _taken(table, columns, form.missing)
     except (pyarrow.ArrowException, _Unusable) as exc:  # Its text quotes cells.
         raise wrong_cells.error(path, found, form, columns) from exc
+    # A quote without its other half takes all rows after it for its cell.
+    if quotes % 2 and (line := wrong_cells.open_quote(path, found)):
+        why = "a quote begins there that is not closed"
+        raise refusal(path, f"line {line}: {why}", "a quote is not closed")
     if not len(made[columns[0].name]):
         raise refusal(path, "has no rows below its header")
     return made
@@ -133,9 +128,10 @@ def _unique(header: Sequence[str]) -> list[str]:
     ]
 
 
-def _has(path: Path, what: bytes) -> bool:
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        return content.find(what) >= 0
+def _count(path: Path, what: bytes) -> int:
+    """How often a byte is in a file."""
+    with path.open("rb") as file:
+        return sum(part.count(what) for part in iter(partial(file.read, _BLOCK), b""))
 
 
 class _Unusable(Exception):

@@ -70,6 +70,25 @@ def error(path: Path, dialect: Dialect, form: TableForm, columns: Sequence[Colum
     return refusal(path, named[0], named[0] if is_shown else f"{where or 'a line'}: {why}")
 
 
+def open_quote(path: Path, dialect: Dialect) -> int:
+    """Line at which the last row of a file begins, if a quote in it is not closed; 0 else."""
+    line = 1
+    # The cell is as long as the rest of the file.
+    limit = csv.field_size_limit(2**31 - 1)
+    try:
+        with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
+            reader = csv.reader(file, delimiter=dialect.delimiter, strict=True)
+            try:
+                for _ in reader:
+                    line = reader.line_num + 1
+            except csv.Error:
+                # Text behind a closing quote is an error as well, and may be anywhere.
+                return line if not file.read(1) else 0
+    finally:
+        csv.field_size_limit(limit)
+    return 0
+
+
 def _wrong(
     path: Path, dialect: Dialect, form: TableForm, columns: Sequence[Column]
 ) -> Iterator[tuple[int, str, str]]:

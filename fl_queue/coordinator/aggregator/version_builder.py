@@ -121,9 +121,9 @@ class VersionBuilder:
         with suppress(ContentMissing, CheckpointError):
             self._base = self._open_base(manifest)
         if manifest.published is not None:
-            if self.round.base_version == 0:
-                # The aggregator that committed version 0 may have been killed before it did so.
-                self.models.keep_base(manifest.published)
+            # In each round: the aggregator that committed version 0 may have been killed before it did so, and
+            # another maker of the same base part may have published it once more, for a day, since then.
+            self.models.keep_base(manifest.published)
             self._keep_base_part(manifest.published)
 
     def _keep_base_part(self, base: BasePart) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -322,6 +323,11 @@ def test_a_base_part_that_was_not_committed_leaves_the_data_server_and_the_disk(
 
     assert lifetimes(made.base) == [-1, -1]
     assert all(0 < left <= 24 * 3600 for left in lifetimes(other.manifest.base))
+    # A maker that was held for so long publishes the committed part again: it stays from the next round on.
+    builder.models.publish_base(made.base, made.base_body)
+    later = replace(current, number=4, base_version=3)
+    VersionBuilder(made.store, made.run, later, config, tmp_path / "maker").prepare(made.manifest)
+    assert lifetimes(made.base) == [-1, -1]
     assert [path.name for path in builder.models.folder.glob("base-*")] == [
         checkpoint.file_name(made.base.digest, made.base)
     ]

@@ -120,6 +120,20 @@ def test_a_table_may_have_a_header_and_rows_of_any_length(tmp_path: Path) -> Non
     assert read(path, [Column("age")])["age"].tolist() == [60.5]
 
 
+@pytest.mark.parametrize("end", ["", "\n3,I,\n", "\n3,I," * 50_000])
+def test_a_quote_that_is_not_closed_takes_no_rows(tmp_path: Path, end: str) -> None:
+    """Its cell would be the rest of the file, and this is a column that is not even read."""
+    lines = f'age,stage,note\n1,I,"x\ny"\n2,I,"sick{end}'
+    with pytest.raises(
+        DataError, match="line 4: a quote begins there that is not closed"
+    ) as caught:
+        read(written(tmp_path, lines), AGE)
+    assert caught.value.public == "train.csv: a quote is not closed"
+    # One within a cell begins nothing.
+    path = written(tmp_path, 'age,stage,note\n1,I,5" pipe\n2,II,\n')
+    assert read(path, AGE)["age"].tolist() == [1.0, 2.0]
+
+
 @pytest.mark.parametrize("name", ["t.parquet", "t.feather"])
 def test_a_time_is_of_the_day_where_its_zone_is(tmp_path: Path, name: str) -> None:
     """Midnight in Berlin is the day before in UTC; a moment before 1970 is no later day either."""
