@@ -65,6 +65,8 @@ def helpful(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def config_of(task: str, **options: object) -> RunConfig:
     if task in ("text-classification", "causal-lm"):
         options = {"architecture": "gpt2", **options}
+    if task == "table":
+        options = {"features": "age", "target": "died", **options}
     return RunConfig.from_dict({"run": {"task": task}, "task": options})
 
 
