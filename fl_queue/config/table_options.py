@@ -84,7 +84,10 @@ def check(options: Mapping[str, Any]) -> None:
     for field, names in (("features", features), ("target", targets)):
         if not names:
             raise _error(field, "is empty; list the columns, comma separated")
-    used = [*features, *targets, *names_of(options["owner"])]
+    owner = names_of(options["owner"])
+    if len(owner) > 1:
+        raise _error("owner", f"{len(owner)} columns; name the one that has whose a row is")
+    used = [*features, *targets, *owner]
     twice = sorted({name for name in used if used.count(name) > 1})
     if twice:
         raise _error("features", f"{twice[0]} is listed twice, or is the target or the owner, too")

@@ -190,6 +190,8 @@ def _array(values: Any, column: Column, missing: Sequence[str]) -> NDArray[Any]:
     if column.kind == "integer" and not bad.any():
         whole = np.isnan(found) | (np.floor(found) == found)
         _refuse(column, "not a whole number", ~whole)
+    if column.kind == "boolean":
+        _refuse(column, "not true or false", ~(np.isnan(found) | (found == 0) | (found == 1)))
     _refuse(column, "not a finite number", bad)
     return found
 
@@ -279,7 +281,8 @@ def _check_type(path: Path, column: Column, kind: Any) -> None:
     fits = {
         "number": is_number or types.is_boolean(kind),
         "integer": is_number or types.is_boolean(kind),
-        "boolean": types.is_boolean(kind),
+        # 0 and 1; with missing values pandas makes float64 of them.
+        "boolean": types.is_boolean(kind) or types.is_integer(kind) or types.is_floating(kind),
         "date": types.is_date(kind) or types.is_timestamp(kind),
         "category": is_text or types.is_integer(kind) or types.is_boolean(kind),
         "text": is_text or types.is_integer(kind),

@@ -51,6 +51,7 @@ def loaded(columns: Any = None, run: Any = None, **options: Any) -> RunConfig:
         ({"columns": {"age": {"date": ["year"]}}}, "task.columns.age.date: is for dates"),
         ({"columns": {"age": {"type": "date", "date": ["hour"]}}}, "lists some of year, month, weekday"),
         ({"columns": {"age": {"type": "date", "missing": 1}}}, "task.columns.age.missing: '1' is not"),
+        ({"owner": "clinic,ward"}, "task.owner: 2 columns; name the one"),
         ({"classes": "a"}, "task.classes: two or more"),
         ({"classes": "a,b,c"}, "task.objective: binary, with 3 classes; write classes"),
         ({"objective": "hazard"}, "task.objective: 'hazard' is not one of binary"),

@@ -151,6 +151,22 @@ def test_a_time_is_of_the_day_where_its_zone_is(tmp_path: Path, name: str) -> No
 
 
 @pytest.mark.parametrize("name", ["t.parquet", "t.feather"])
+@pytest.mark.parametrize("kind", ["int64", "uint8", "float64"])
+def test_booleans_may_be_numbers_of_0_and_1(tmp_path: Path, name: str, kind: str) -> None:
+    """In text they may, and pandas writes what it reads there so."""
+    writer = parquet.write_table if name.endswith("parquet") else feather.write_feather
+    for last, expected in ((0, [1.0, math.nan, 0.0]), (2, None)):
+        values = arrow.array([1, None, last]).cast(kind)
+        writer(arrow.table({"smoker": values}), str(tmp_path / name))
+        if expected is None:
+            with pytest.raises(DataError, match="row 3, column smoker: not true or false"):
+                read(tmp_path / name, [COLUMNS[2]])
+        else:
+            found = read(tmp_path / name, [COLUMNS[2]])["smoker"]
+            np.testing.assert_array_equal(found, np.array(expected))
+
+
+@pytest.mark.parametrize("name", ["t.parquet", "t.feather"])
 def test_a_column_without_any_value_needs_no_type(tmp_path: Path, name: str) -> None:
     table = arrow.table({column.name: arrow.nulls(2) for column in COLUMNS})
     writer = parquet.write_table if name.endswith("parquet") else feather.write_feather
