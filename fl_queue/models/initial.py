@@ -74,13 +74,21 @@ class Beginning:
 
     def __str__(self) -> str:
         """Describe it in one line."""
-        of = f"{self.file or 'a file'}{f' ({self.source[:12]})' if self.source else ''}"
+        return f"begun from {self.origin}: {self.counts}"
+
+    @property
+    def origin(self) -> str:
+        """The file's name, and its digest if it is recorded."""
+        return f"{self.file or 'a file'}{f' ({self.source[:12]})' if self.source else ''}"
+
+    @property
+    def counts(self) -> str:
+        """How many tensors were loaded, are fresh, were ignored, with the first names of the latter two."""
         parts = {"loaded": self.loaded, "fresh": self.fresh, "ignored": self.ignored}
-        counts = [
+        return ", ".join(
             f"{len(names)} {part}{_listed(names) if part != 'loaded' else ''}"
             for part, names in parts.items()
-        ]
-        return f"begun from {of}: {', '.join(counts)}"
+        )
 
 
 def _listed(names: Sequence[str]) -> str:

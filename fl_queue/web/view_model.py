@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
 from fl_queue.coordinator.rounds import runs
 from fl_queue.protocol import job_origins
-from fl_queue.protocol.records import Receipt, updates_in
+from fl_queue.protocol.records import Outcome, Receipt, RoundRecord, updates_in
 from fl_queue.protocol.state import RunPhase
 from fl_queue.reporting import event_lines, purposes, rounds_table, run_status
 from fl_queue.store import RoundState, RunState, Store, keyspace
@@ -16,6 +17,7 @@ from fl_queue.store import RoundState, RunState, Store, keyspace
 #: Rows of the rounds table on the page; the CSV has them all.
 ROWS_SHOWN = 200
 EVENTS_SHOWN = 200
+BRANCHES_SHOWN = 10
 _BY_STATE = {
     RunPhase.completed: "Idle. Run {name} is completed {where}.",
     RunPhase.failed: "Run {name} has failed {where}.",
@@ -73,7 +75,35 @@ def _status(
         "version": state.version if state else None,
         "waiting_for": [*status.waiting_for, *status.floods, *status.notices] if status else [],
         "left_s": max(0, round(current.deadline_s - current.elapsed_s)) if current else None,
+        "facts": facts(status) if status else [],
     }
+
+
+def facts(status: run_status.RunStatus) -> list[tuple[str, str]]:
+    """(name, text) of what a run began with, and of its tags: what ``fl-queue status RUN`` shows of them."""
+    found, begun = [], status.initial
+    if begun is not None:
+        # Which tensors the model takes is known once there is a model.
+        taken = (
+            ": tensors are counted with version 0"
+            if status.version is None
+            else f": {begun.counts}"
+        )
+        found.append(("Initial weights", f"{begun.origin}, {begun.mode}{taken}"))
+    if status.base_part:
+        found.append(("Base part", status.base_part))
+    if status.tags:
+        found.append(("Tags", ", ".join(f"{name} = {at}" for name, at in status.tags.items())))
+    return found
+
+
+def branches(records: Sequence[RoundRecord]) -> list[tuple[str, str]]:
+    """(name, text) of each version that is an older one again, newest first."""
+    found = [record for record in records if record.outcome == Outcome.restored]
+    return [
+        ("Branch", f"version {one.version} is version {one.base_version} again ({one.reason})")
+        for one in found[: -BRANCHES_SHOWN - 1 : -1]
+    ]
 
 
 def headline(store: Store, state: RunState | None, current: RoundState | None, name: str) -> str:
@@ -140,7 +170,7 @@ def _answer(receipt: Receipt) -> str:
 
 
 def history(store: Store, run: str) -> dict[str, Any]:
-    """The rounds, newest first, and the curves: version -> metrics, central, per client, and of the training."""
+    """The rounds and branches, newest first, and the curves: version -> metrics, central, per client, and of the training."""
     records, tested, rows = rounds_table.history_of(store, run)
     shown = rows[: -ROWS_SHOWN - 1 : -1]
     return {
@@ -153,6 +183,7 @@ def history(store: Store, run: str) -> dict[str, Any]:
         "validation": rounds_table.validation(records),
         "clients": rounds_table.client_validation(records),
         "training": rounds_table.training(records),
+        "facts": branches(records),
     }
 
 

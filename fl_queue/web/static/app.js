@@ -37,6 +37,16 @@ function put(cell, value) {
   else { inner.max = is.max; inner.value = is.value; inner.setAttribute("aria-label", is.text); }
 }
 
+// What a run began with comes with its status, its branches with its history.
+const facts = { status: [], history: [] };
+function putFacts(part, rows) {
+  // Unchanged text stays, so that it can be selected while the run goes on.
+  if (JSON.stringify(rows) === JSON.stringify(facts[part])) return;
+  facts[part] = rows;
+  const cells = [...facts.status, ...facts.history].flatMap(([name, text]) => [["dt", name], ["dd", text]]);
+  at("facts").replaceChildren(...cells.map(([tag, text]) => Object.assign(document.createElement(tag), { textContent: plain(text) })));
+}
+
 const number = (value, digits) => ({ number: true, text: value === null || value === undefined ? "-" : digits === undefined ? value : Number(value).toFixed(digits) });
 const bytes = (n) => !n ? "-" : n < 1e6 ? `${(n / 1e3).toFixed(1)} kB` : `${(n / 1e6).toFixed(1)} MB`;
 
@@ -51,6 +61,7 @@ const show = {
     at("left").textContent = data.left_s === null ? "" : `${data.left_s} s to the deadline`;
     at("reason").textContent = data.state === "training" ? "" : plain(data.reason);
     at("waiting").replaceChildren(...data.waiting_for.map((text) => Object.assign(document.createElement("li"), { textContent: plain(text) })));
+    putFacts("status", data.facts);
     const base = `/api/v1/runs/${encodeURIComponent(data.run)}`;
     at("actions").hidden = !data.run;
     at("cancel").hidden = !mayChange || data.state !== "training";
@@ -77,6 +88,7 @@ const show = {
     fill("rounds", rounds.map((row) => ({ kind: row.version === null ? "bad" : "", cells: [
       number(row.round), row.outcome, number(row.version), number(row.accuracy, 4), number(row.loss, 4), row.judged_by || "-",
       number(row.accepted), number(row.late), number(row.rejected), number(row.seconds, 1), row.reason] })));
+    putFacts("history", data ? data.facts : []);
     curves = data;
     draw();
   },

@@ -35,6 +35,7 @@ from fl_queue.store import RoundState, Store, keyspace
 from fl_queue.tasks.base import ClientData, Task
 from fl_queue.tasks.context import ClientContext
 from fl_queue.training.model_tensors import manifest_of, views_of
+from fl_queue.web import view_model
 
 OVERRIDES = ("redis.chunk_bytes=65536", "model.keep_versions=1")
 
@@ -212,6 +213,8 @@ def test_status_names_the_base_part(made: Made, where: str) -> None:
     assert done.exit_code == 0, done.output
     line = f"base part {made.base.digest[:12]}, {made.base.nbytes:,} bytes, {where}"
     assert line in " ".join(done.stdout.split())
+    facts = view_model.parts(made.store, "tuned")["status"]["facts"]
+    assert facts == [("Base part", line.removeprefix("base part "))]
 
 
 def test_a_local_base_part_cannot_be_exported_and_the_adapters_can(

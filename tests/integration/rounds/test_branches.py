@@ -24,6 +24,7 @@ from fl_queue.reporting import diagnosis, rounds_table
 from fl_queue.store import Store, keyspace
 from fl_queue.store.transactions import branches
 from fl_queue.strategies.layouts import state_manifest
+from fl_queue.web import view_model
 from tests.support.backup_files import without_entries
 from tests.support.manual_run import ManualRun
 from tests.support.recorded_rounds import add_rounds, record, sums
@@ -94,6 +95,8 @@ def test_a_run_goes_on_from_an_older_version_under_a_new_number(
     assert (last.base_version, last.base_digest, last.version) == (3, digests[1], 4)
     row = next(row for row in rounds_table.rounds_of(store, hand.run) if row.outcome == "restored")
     assert (row.version, row.reason) == (3, "goes on from version 1")
+    branch = ("Branch", "version 3 is version 1 again (goes on from version 1)")
+    assert view_model.history(store, hand.run)["facts"] == [branch]
     found = {v.version: v.result for v in verification.verify(store, hand.state, tmp_path)}
     assert found == dict.fromkeys((1, 2, 3, 4), "same")
     streams = {keyspace.events(hand.run): "0-0"}

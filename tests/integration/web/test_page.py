@@ -16,8 +16,10 @@ from typing import Any
 
 import pytest
 
+from fl_queue.coordinator.operations import controls, tagging
+from fl_queue.coordinator.rounds import runs
 from fl_queue.protocol.events import Healed
-from fl_queue.store import keyspace
+from fl_queue.store import Store, keyspace
 from tests.support.commands import fl_queue
 from tests.support.federation import Federation, kill, wait_for
 
@@ -182,7 +184,7 @@ def test_other_machines_need_the_token(federation: Federation) -> None:
 
 
 def test_the_page_in_a_browser(web: Web, federation: Federation, tmp_path: Path) -> None:
-    """Launch by the form, watch the curve grow, a client die, cancel, a wrong input, a hostile name."""
+    """Launch by the form, watch the curve grow, a client die, cancel, branch, a wrong input, hostile names."""
     browser = os.environ.get("FLQ_TEST_CHROMIUM") or shutil.which("chromium")
     if browser is None:
         pytest.skip("no chromium on PATH; `apt-get install chromium`, or set FLQ_TEST_CHROMIUM")
@@ -230,12 +232,49 @@ def test_the_page_in_a_browser(web: Web, federation: Federation, tmp_path: Path)
         page.click("#cancel")
         page.get_by_role("button", name="Yes").press("Enter")
         second.wait_for_selector("#headline:has-text('cancelled')")
+        assert second.locator("#facts > *").count() == 0
+        expected = begin_tag_and_branch(federation.store, "seen", hostile)
+        for text in expected[1::2]:
+            second.locator("#facts dd", has_text=text).wait_for()
+        assert second.locator("#facts > *").all_inner_texts() == expected
+        assert second.evaluate("document.documentElement.scrollWidth <= innerWidth")
         chromium.close()
     assert problems == []
     federation.start("site-2")
     wait_for(
         "site-2", lambda: federation.store.control.leases.get(keyspace.client_holder("site-2"))
     )
+
+
+def begin_tag_and_branch(store: Store, name: str, file: str) -> list[str]:
+    """
+    Tag a cancelled run, have it go on from an older version, and record a file with this name as its beginning.
+
+    Returns:
+        Names and texts that the page shows of it.
+    """
+    state = runs.find_run(store, name)
+    manifest, newest = store.control.versions.manifest(state.run_id), state.version
+    assert manifest is not None
+    assert newest is not None
+    tagging.tag(store, name, str(newest), "approved")
+    config = runs.current_config(store, state.run_id)
+    runs.start_run(store, name, config, 500, from_version=newest - 1)
+    controls.cancel(store, name)
+    first, *others = manifest.names
+    beginning = {
+        "tensors": [[each, "float32", [1]] for each in [*others, "other"]],
+        "source": {"file": f"{file}.pt", "digest": "ab" * 32},
+        "partial": {"fresh": [], "left_out": [first]},
+    }
+    store.control.redis.hset(keyspace.run(state.run_id), "initial", json.dumps(beginning))
+    counts = f"{len(others)} loaded, 1 fresh ({first}), 1 ignored (other)"
+    again = f"version {newest + 1} is version {newest - 1} again"
+    return [
+        *("Initial weights", f"{file}.pt (abababababab), partial: {counts}"),
+        *("Tags", f"approved = {newest}"),
+        *("Branch", f"{again} (goes on from version {newest - 1})"),
+    ]
 
 
 def test_a_page_receives_everything_at_once(web: Web) -> None:
