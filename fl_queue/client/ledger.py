@@ -12,6 +12,7 @@ import os
 import secrets
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -123,6 +124,23 @@ class Ledger:
         """How rows were grouped in earlier questions, of any file: two may hold the same rows."""
         return {one for entry in self.entries() for one in entry.grouped}
 
+    @contextmanager
+    def asking(self) -> Iterator[None]:
+        """
+        Let no other process of this site read a table, and note its answer, during a block.
+
+        Raises:
+            LocalStorageError: The ledger cannot be locked.
+        """
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(files.file_lock(self._folder / "asking"))
+            except OSError as exc:
+                raise LocalStorageError(
+                    str(self._folder), f"the ledger cannot be locked: {exc.strerror}"
+                ) from exc
+            yield
+
     def row_hashes(self, lines: Sequence[bytes]) -> Rows:
         """
         Hashes of a table's rows (rows,), sorted; under a key that stays here, so that no row can be looked up.
@@ -140,6 +158,7 @@ class Ledger:
 
         Raises:
             PolicyRefusal: It may not be given: too many questions, or too few rows differ from an earlier table.
+            DataError: An earlier table's rows are gone, so nothing can be compared with them.
             LocalStorageError: It cannot be noted.
         """
         try:
@@ -181,7 +200,9 @@ class Ledger:
         for table in sorted({found.table for found in self.entries()} - {entry.table}):
             path = self._rows_of(table)
             if not path.exists():
-                continue
+                raise DataError(
+                    str(path), "is not there (any more); restore it, or remove the folder ledger"
+                )
             earlier = np.load(path, allow_pickle=False)
             for few in (_beyond(hashes, earlier), _beyond(earlier, hashes)):
                 if 0 < few < policy.min_cell:

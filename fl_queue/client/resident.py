@@ -21,6 +21,7 @@ from fl_queue.client import client_state, local_update, outbox, state_writing, s
 from fl_queue.client.asking import Report
 from fl_queue.client.client_state import ClientStateFolder
 from fl_queue.client.kept import Kept
+from fl_queue.client.ledger import Ledger
 from fl_queue.client.local_update import ClientStrategy, ClientTrainer
 from fl_queue.client.site import WorkerSettings
 from fl_queue.client.site_task import context_of
@@ -323,9 +324,12 @@ class Resident:
 
     def _sums(self, job: _Job) -> Answer:
         failpoints.failpoint("client.started")
-        found = sums.read(self._site, job.config)
-        state = found.analysis.state_of(np.array(self._base(job).arrays()[STATE], np.int64))
-        words = sums.answer(self._site, job.request, found, state)
+        base = np.array(self._base(job).arrays()[STATE], np.int64)
+        # What another process of this site answers meanwhile would be compared with nothing.
+        with Ledger(self._site.state_dir).asking():
+            found = sums.read(self._site, job.config)
+            state = found.analysis.state_of(base)
+            words = sums.answer(self._site, job.request, found, state)
         header = update_message.words_header(
             job.header("sums"), found.analysis.layout(state).manifest, found.policy.digest
         )

@@ -168,9 +168,20 @@ class _Beginning:
     version: int | None
 
     def branch(self, store: Store, state: RunState, config: RunConfig) -> Branch | None:
-        """The writes that go back to the version; None: it is the newest. Raises UnknownVersion."""
+        """
+        The writes that go back to the version; None: it is the newest.
+
+        Raises:
+            UnknownVersion: It is not there.
+            RunStateError: The run is an analysis, whose versions are as many as its steps.
+        """
         if self.version is None or self.version == state.version:
             return None
+        if config.analysis is not None:
+            raise RunStateError(
+                state.name,
+                "is an analysis, which does not go back to an earlier step; start another one with --run NAME",
+            )
         reason = f"goes on from version {self.version}"
         return branching.branch(store, state, config, self.version, reason)
 

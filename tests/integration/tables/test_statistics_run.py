@@ -76,9 +76,14 @@ def test_statistics_of_three_sites(sites: Federation, tmp_path: Path) -> None:
     assert "450 rows at 3 sites" in shown.stdout
     again = command(sites, "statistics", str(config), "--json")
     assert json.loads(again.stdout) == found
+    back = command(sites, "start-round", str(config), "--run", "survey", "--from-version", "1")
+    assert back.returncode == 2
+    assert "does not go back to an earlier step" in back.stderr
     verified = command(sites, "verify", "survey")
     assert verified.returncode == 0, verified.stdout + verified.stderr
 
+    # Made by the lock under which a site reads its table and notes its answer.
+    assert (sites.redis.state_dir / "ledger" / "asking").exists()
     noted = json.loads(command(sites, "ledger", "--json").stdout)
     assert sorted((entry["client"], entry["round"]) for entry in noted) == [
         (f"site-{site}", number) for site in (1, 2, 3) for number in (1, 2)

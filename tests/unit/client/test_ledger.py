@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +12,8 @@ import pytest
 from fl_queue.client import ledger
 from fl_queue.client.ledger import Entry, Ledger
 from fl_queue.client.policy import SitePolicy
-from fl_queue.errors import PolicyRefusal
+from fl_queue.common import files
+from fl_queue.errors import DataError, PolicyRefusal
 
 POLICY = SitePolicy(min_cell=5, max_questions=3)
 ENTRY = Entry(
@@ -127,6 +129,22 @@ def test_another_sum_before_a_step_is_another_question(tmp_path: Path) -> None:
     _note(book, run_id="4", state="s2", round=2)
     with pytest.raises(PolicyRefusal, match="questions of today"):
         _note(book, run_id="5", state="s5", round=2)
+
+
+def test_rows_that_are_gone_are_not_taken_for_others(tmp_path: Path) -> None:
+    """A question about a changed table is refused until they are back."""
+    book = Ledger(tmp_path)
+    _note(book)
+    [rows] = (tmp_path / "ledger" / "rows").iterdir()
+    rows.unlink()
+    with pytest.raises(DataError, match="is not there"):
+        _note(book, LINES[1:], table="t2", run_id="2")
+
+
+def test_one_process_asks_at_a_time(tmp_path: Path) -> None:
+    """Each compares its question with all that were answered before it."""
+    with Ledger(tmp_path).asking(), ExitStack() as other, pytest.raises(TimeoutError):
+        other.enter_context(files.file_lock(tmp_path / "ledger" / "asking", timeout_s=0))
 
 
 def test_a_line_that_a_crash_has_cut_off(tmp_path: Path) -> None:
