@@ -82,17 +82,20 @@ class OwnLoop:
     def _placed(self, groups: list[list[int]], batches: Iterator[Any]) -> Iterator[Any]:
         """The batches, each with its place while a loop has it."""
         count = self._options.items
-        for sizes in groups:
-            weights, chosen = sizes, batches
-            if count is not None:
-                held = [next(batches) for _ in sizes]
-                weights, chosen = [items_in(count, one) for one in held], iter(held)
-            total = sum(weights) or 1
-            for index, weight in enumerate(weights):
-                batch = next(chosen)
-                self._place = _Place(weight / total, index + 1 == len(weights))
-                yield batch
-        self._place = None
+        try:
+            for sizes in groups:
+                weights, chosen = sizes, batches
+                if count is not None:
+                    held = [next(batches) for _ in sizes]
+                    weights, chosen = [items_in(count, one) for one in held], iter(held)
+                total = sum(weights) or 1
+                for index, weight in enumerate(weights):
+                    batch = next(chosen)
+                    self._place = _Place(weight / total, index + 1 == len(weights))
+                    yield batch
+        finally:
+            # Also where the loop leaves them: a batch of its own that follows has no place among them.
+            self._place = None
 
     def optimizer(self, model: nn.Module) -> Optimizer:
         """As of ``LocalTraining``."""

@@ -18,7 +18,7 @@ from fl_queue.metrics import Language
 from fl_queue.tasks import ClientContext, ClientData, Task, local_sgd
 
 #: No multiple of a batch: the last one is smaller.
-COUNT = 37
+COUNT = 20
 
 
 def is_second() -> bool:

@@ -152,6 +152,22 @@ def without_batches(task: Task, model: nn.Module, data: ClientData, context: Cli
     training.step(nn.functional.cross_entropy(model(x), y))
 
 
+def test_steps_go_on_after_batches_that_were_left() -> None:
+    stepped: list[bool] = []
+
+    def leaving(task: Task, model: nn.Module, data: ClientData, context: ClientContext) -> None:
+        training = context.training
+        assert training is not None
+        for _ in training.batches(data.train):
+            break
+        x, y = data.train[:]
+        stepped.extend(training.step(nn.functional.cross_entropy(model(x), y)) for _ in range(4))
+
+    update_of(own(Default, leaving), accumulate=2)
+
+    assert stepped == [False, True, False, True]
+
+
 def two_optimizers(task: Task, model: Any, data: ClientData, context: ClientContext) -> None:
     training = context.training
     assert training is not None

@@ -42,7 +42,7 @@ MODULE = "tests.support.devices_task"
 #: A rounding or two of float32.
 CLOSE = {"rtol": 2e-5, "atol": 2e-6}
 #: The last batch has fewer samples than there are processes.
-TRAIN = {"epochs": 1, "batch_size": 7, "learning_rate": 0.1, "evaluation_batch": 7}
+TRAIN = {"epochs": 1, "batch_size": 9, "learning_rate": 0.1, "evaluation_batch": 7}
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +123,7 @@ def descendants() -> set[int]:
     ("task", "tables"),
     [
         ("Plain", {}),
-        ("Plain", {"train": {"batch_size": 36, "momentum": 0.9, "schedule": "cosine", "ema": 0.5}}),
+        ("Plain", {"train": {"batch_size": 19, "momentum": 0.9, "schedule": "cosine", "ema": 0.5}}),
         (
             "Plain",
             {
