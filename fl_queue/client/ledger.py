@@ -32,6 +32,8 @@ Rows = npt.NDArray[np.uint64]
 #: A ledger's file that holds the key of its row hashes.
 _KEY = "key"
 _DAY = "%Y-%m-%d"
+#: Fields of a line that earlier answers are compared by.
+_TEXTS = ("run_id", "client", "file", "table", "policy")
 
 
 @dataclass(frozen=True)
@@ -108,17 +110,18 @@ class Ledger:
         self._folder = state_dir / "ledger"
 
     def entries(self, since: str = "") -> Iterator[Entry]:
-        """Answers of the days from ``since`` on (YYYY-MM-DD), in order. A line that was cut off by a crash is left out."""
+        """
+        Answers of the days from ``since`` on (YYYY-MM-DD), in order. A line that a crash cut off is left out.
+
+        Raises:
+            DataError: A line cannot be read: what it holds would be asked again as if it were new.
+            LocalStorageError: A file cannot be read.
+        """
         if not self._folder.is_dir():
             return
         for path in sorted(self._folder.glob("*.jsonl")):
-            if path.stem < since:
-                continue
-            for line in path.read_bytes().split(b"\n"):
-                try:
-                    yield _entry(json.loads(line))
-                except (ValueError, TypeError, KeyError):
-                    continue
+            if path.stem >= since:
+                yield from _entries(path)
 
     def groupings(self) -> set[Grouping]:
         """How rows were grouped in earlier questions, of any file: two may hold the same rows."""
@@ -243,8 +246,43 @@ class Ledger:
         return key
 
 
+def _entries(path: Path) -> Iterator[Entry]:
+    """Answers of a day. Raises DataError, LocalStorageError."""
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except OSError as exc:
+        raise LocalStorageError(str(path), f"cannot be read: {exc.strerror}") from exc
+    for number, line in enumerate(lines, 1):
+        if not line:
+            continue
+        try:
+            raw = json.loads(line)
+        except (ValueError, RecursionError):
+            # ``_append`` writes an empty line before each entry: where none follows, this one was cut off, and its
+            # answer was not given.
+            if number == len(lines) or lines[number]:
+                continue
+            raise _unreadable(path, number) from None
+        try:
+            yield _entry(raw)
+        except (ValueError, TypeError, KeyError):
+            raise _unreadable(path, number) from None
+
+
+def _unreadable(path: Path, number: int) -> DataError:
+    return DataError(
+        str(path),
+        f"line {number} of the ledger file {path.name} cannot be read (damaged, or of a newer version), so no question "
+        "is answered; restore the file from a backup, or update fl-queue here",
+        public=True,
+    )
+
+
 def _entry(raw: dict[str, Any]) -> Entry:
     """An entry from its JSON. Raises TypeError, ValueError, KeyError."""
+    for name in _TEXTS:
+        if type(raw[name]) is not str:
+            raise TypeError(name)
     groupings = ((number, name, tuple(levels)) for number, name, levels in raw["groupings"])
     listed = {name: tuple(raw[name]) for name in ("questions", "columns")}
     return Entry(**{**raw, **listed, "groupings": tuple(groupings)})

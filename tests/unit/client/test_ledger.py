@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -156,6 +157,54 @@ def test_a_line_that_a_crash_has_cut_off(tmp_path: Path) -> None:
         file.write(b'\n{"at": "2026')
     _note(book, run_id="2")
     assert [entry.run_id for entry in book.entries()] == ["1", "2"]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda line: line[:-1],
+        lambda line: b"x" + line[1:],
+        lambda line: line.replace(b"survey", b"sur\xffey"),
+        lambda line: line[:-1] + b', "newer": 1}',
+        lambda line: line.replace(b'"table"', b'"tabel"'),
+        lambda line: line.replace(b'"t1"', b"1"),
+        lambda line: b"[]",
+        lambda line: b"7",
+    ],
+)
+@pytest.mark.parametrize("place", [1, 3])
+def test_a_whole_line_that_cannot_be_read(
+    tmp_path: Path, damage: Callable[[bytes], bytes], place: int
+) -> None:
+    """Nothing is answered: what it was about would be asked again as if it were new. Also of the last line."""
+    book = Ledger(tmp_path)
+    for run in ("1", "2"):
+        _note(book, run_id=run)
+    [day] = (tmp_path / "ledger").glob("*.jsonl")
+    lines = day.read_bytes().split(b"\n")
+    assert len(lines) == 5
+    lines[place] = damage(lines[place])
+    day.write_bytes(b"\n".join(lines))
+    for ask in (book.groupings, lambda: _note(book, run_id="3")):
+        with pytest.raises(DataError) as refused:
+            ask()
+        assert f"line {place + 1} of the ledger file 2026-01-31.jsonl" in refused.value.public
+        assert "restore the file from a backup, or update" in refused.value.public
+        assert str(tmp_path) not in refused.value.public
+    assert day.read_bytes() == b"\n".join(lines)
+
+
+@pytest.mark.parametrize("kept", [0, 1, 2, 40, -2, -1])
+def test_a_write_that_was_cut_off_anywhere(tmp_path: Path, kept: int) -> None:
+    """Its answer was not given: questions go on, before and after the next line."""
+    book = Ledger(tmp_path)
+    _note(book, run_id="1")
+    [day] = (tmp_path / "ledger").glob("*.jsonl")
+    whole = day.read_bytes()
+    day.write_bytes(whole + whole[:kept])
+    assert {entry.run_id for entry in book.entries()} == {"1"}
+    _note(book, run_id="2")
+    assert [entry.run_id for entry in book.entries()][-1] == "2"
 
 
 def test_no_other_account_reads_it(tmp_path: Path) -> None:
