@@ -14,7 +14,7 @@ from pathlib import Path
 from fl_queue.common import collector, files
 from fl_queue.config.run_config import RunConfig
 from fl_queue.coordinator.rounds import runs
-from fl_queue.errors import ConfigError, DataError
+from fl_queue.errors import ConfigError, DataError, RunStateError
 from fl_queue.models import checkpoint, selection, whole_model
 from fl_queue.models.model_store import ModelStore
 from fl_queue.models.whole_model import StoredTensor
@@ -116,12 +116,15 @@ def export_version(
 
     Raises:
         ConfigError: ``best`` and a version are given; or as ``export.write_onnx``.
-        RunStateError: There is no version yet, or none has been tested.
+        RunStateError: The run is an analysis; there is no version yet, or none has been tested.
         UnknownVersion: There is no such version, or its content is gone.
         CheckpointError: As ``checkpoint.export``.
         DataError, ModelMismatch: As ``export.write_torch`` and ``export.write_onnx``.
     """
     config = runs.current_config(store, state.run_id)
+    if config.analysis is not None:
+        reason = f"is an analysis, not a model; see `fl-queue result {state.name}`"
+        raise RunStateError(state.name, reason)
     version = version_of(store, state, request.version, request.best)
     kind = request.kind or format_of(request.path)
     models = models_of(store, state.run_id, state_dir)

@@ -122,6 +122,12 @@ def _wait_for_clients(
     asked = _asked_by(plan, wanted)
     reason = waiting.missing_clients_reason(config, asked, wanted, len(found.clients), left_out)
     paused = eligibility.paused(store, state, config)
+    are_there = len(found.clients) + len(found.unable) >= max(wanted, 1)
+    if config.analysis is not None and are_there and not (paused or found.unanswered):
+        # Unlike in training, nothing is lost by an end here; the command would wait for ``round.deadline_s``.
+        reason = f"too few sites can answer: {reason}; mend them, and start it under another name (--run)"
+        set_state(store, state, RunPhase.failed, reason, RunFailed)
+        return
     waiting.wait_for_clients(store, state, config, reason, missing, paused, len(found.unanswered))
 
 

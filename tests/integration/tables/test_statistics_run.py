@@ -19,7 +19,7 @@ from tests.support.server_binaries import chosen_server
 from tests.support.table_sites import config_file, start_sites, table
 
 TABLES = [table(rows, seed) for seed, rows in enumerate((150, 90, 210))]
-POLICY = 'min_rows = 50\nmin_cell = 5\nnever = ["name"]\n'
+POLICY = 'min_rows = 50\nmin_cell = 5\nmax_questions = 500\nnever = ["name"]\n'
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +76,9 @@ def test_statistics_of_three_sites(sites: Federation, tmp_path: Path) -> None:
     assert "450 rows at 3 sites" in shown.stdout
     again = command(sites, "statistics", str(config), "--json")
     assert json.loads(again.stdout) == found
+    exported = command(sites, "export", "survey", "-o", str(tmp_path / "model.safetensors"))
+    assert exported.returncode == 2
+    assert "is an analysis, not a model; see `fl-queue result survey`" in exported.stderr
     back = command(sites, "start-round", str(config), "--run", "survey", "--from-version", "1")
     assert back.returncode == 2
     assert "does not go back to an earlier step" in back.stderr
@@ -108,3 +111,23 @@ def test_a_hidden_column_is_no_column(sites: Federation, tmp_path: Path) -> None
     assert done.returncode == 4
     assert "has no column name" in done.stderr
     assert "patient" not in done.stderr
+
+
+def test_too_few_sites_with_the_file_end_it(sites: Federation, tmp_path: Path) -> None:
+    """Before the deadline of a round, which is 300 s here; it works once the others are mended."""
+    TABLES[0].to_csv(sites.folder / "site-1" / "later.csv", index=False)
+    config = config_file(tmp_path, 3, "later.toml")
+    words = ["statistics", str(config), "--set", "task.file=later.csv", "--set", "task.groups=[]"]
+    words += ["--set", "task.tables=[]", "--set", "task.correlation=[]", "--set", "task.levels={}"]
+    done = command(sites, *words)
+    assert done.returncode == 4, done.stderr
+    [line] = [line for line in done.stderr.splitlines() if line.startswith("Error: ")]
+    assert "too few sites can answer: round.cohort wants 3 clients, and 1 may take part" in line
+    assert "site-2, site-3: it cannot train: DataError: cannot be read: No such file" in line
+    assert line.endswith("mend them, and start it under another name (--run)")
+    for number in (2, 3):
+        path = sites.folder / f"site-{number}" / "later.csv"
+        TABLES[number - 1].to_csv(path, index=False)
+    again = command(sites, *words, "--run", "mended", "--json")
+    assert again.returncode == 0, again.stderr
+    assert json.loads(again.stdout)["rows"] == 450
