@@ -80,7 +80,6 @@ def read(site: WorkerSettings, config: RunConfig) -> SiteTable:
     groupings = {*Ledger(site.state_dir).groupings(), *analysis.groupings()}
     beside = {name for grouping in groupings for name in grouping.columns}
     found = table_file.read(path, analysis.columns, rules, beside)
-    rules.limits.check_rows(found.table.rows)
     rules.check_levels(analysis.columns.categories)
     return SiteTable(analysis, found, rules, whole)
 

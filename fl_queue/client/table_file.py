@@ -51,7 +51,9 @@ def read(
         beside: Columns whose texts are wanted, too, as far as they are there.
 
     Raises:
-        DataError: The file cannot be read, a column is missing or stands twice, or a cell is no number.
+        PolicyRefusal: The table has too few rows.
+        DataError: The file cannot be read, a column is missing or stands twice, a row has another length than the
+            header, or a cell is no number.
     """
     rows = _rows(path)
     header = next(rows, (0, []))[1]
@@ -60,12 +62,19 @@ def read(
     places = _places(path, header, columns, policy)
     texts = {name: header.index(name) for name in (*columns.categories, *beside) if name in header}
     cells: dict[str, list[str]] = {name: [] for name in (*places, *texts)}
-    numbers, lines = [], []
+    numbers, lines, wrong = [], [], ""
     for line, row in rows:
         numbers.append(line)
+        if len(row) != len(header):
+            wrong = wrong or f"line {line}: {len(row)} cells, the header has {len(header)}"
+            continue
         lines.append("\0".join(row).encode(errors="replace"))
         for name, place in {**places, **texts}.items():
             cells[name].append(row[place])
+    # Before any error that names a line: it is about one row.
+    policy.limits.check_rows(len(numbers))
+    if wrong:
+        raise DataError(str(path), wrong, public=True)
     table = SiteRows(
         len(lines),
         {name: _numbers(path, name, cells[name], numbers) for name in columns.numbers},
@@ -123,20 +132,12 @@ def codes_of(cells: Sequence[str], levels: Sequence[str]) -> Int64s:
 
 
 def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """Yield line number and cells of each row, the header first. Raises DataError for a row of another length."""
-    width = None
+    """Yield line number and cells of each row, the header first. Raises DataError."""
     try:
         # utf-8-sig: spreadsheets put a byte order mark before the first column's name.
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.reader(file)
             for row in filter(None, reader):
-                width = len(row) if width is None else width
-                if len(row) != width:
-                    raise DataError(
-                        str(path),
-                        f"line {reader.line_num}: {len(row)} cells, the header has {width}",
-                        public=True,
-                    )
                 yield reader.line_num, [cell.strip() for cell in row]
     except OSError as exc:
         raise DataError(

@@ -10,7 +10,7 @@ import pytest
 from fl_queue.analyses.base import Columns
 from fl_queue.client import table_file
 from fl_queue.client.policy import SitePolicy
-from fl_queue.errors import DataError
+from fl_queue.errors import DataError, PolicyRefusal
 
 COLUMNS = Columns(("age",), {"sex": ("F", "M")})
 #: In no message that leaves the site.
@@ -20,6 +20,7 @@ CELL = "Schmidt4711"
 def _read(tmp_path: Path, text: str, columns: Columns = COLUMNS, **rules: object) -> object:
     path = tmp_path / "table.csv"
     path.write_text(text, encoding="utf-8")
+    rules = {"min_rows": 1, "min_cell": 1, **rules}
     return table_file.read(path, columns, SitePolicy(**rules))  # type: ignore[arg-type]
 
 
@@ -52,6 +53,18 @@ def test_what_is_wrong_leaves_without_a_cell(tmp_path: Path, text: str, public: 
         _read(tmp_path, text)
     assert refused.value.public == public
     assert CELL not in refused.value.public
+
+
+@pytest.mark.parametrize("wrong", ["x,F\n", "30\n", "30,F,1\n"])
+@pytest.mark.parametrize("place", [0, 3])
+def test_no_line_of_a_short_table_is_named(tmp_path: Path, wrong: str, place: int) -> None:
+    """Which line is wrong is about one row."""
+    rows = ["30,F\n"] * 3
+    rows.insert(place, wrong)
+    with pytest.raises(PolicyRefusal, match="fewer rows than its min_rows"):
+        _read(tmp_path, "".join(["age,sex\n", *rows]), min_rows=5)
+    with pytest.raises(DataError, match=f"line {place + 2}"):
+        _read(tmp_path, "".join(["age,sex\n", *rows]), min_rows=4)
 
 
 def test_a_file_that_is_not_utf_8(tmp_path: Path) -> None:
