@@ -25,12 +25,12 @@ def fl_queue(federation: Federation, *arguments: str) -> CommandResult:
     return commands.fl_queue(*arguments, *where, environment=os.environ)
 
 
-def asked(federation: Federation, kind: str) -> str:
-    """Name of the answer that waits, once there is one of that kind."""
+def asked(federation: Federation, kind: str, after: str = "") -> str:
+    """Name of the answer that waits, once there is one of that kind; ``after``: one that may still be there."""
 
     def there() -> list[approval.PendingUpdate]:
         found = approval.waiting(federation.redis.state_dir)
-        return [item for item in found if item.header.kind == kind]
+        return [item for item in found if item.header.kind == kind and item.name != after]
 
     return wait_for(f"an {kind} that waits", there)[0].name
 
@@ -84,7 +84,7 @@ def test_what_waits_survives_kills_and_ends_with_the_same_bits_and_what_is_decli
     assert federation.committed(run)[0].accepted["site-2"] == shown["header"]["body_digest"]
     assert federation.trained_in(run, 1) == 2
 
-    name = asked(federation, "update")
+    name = asked(federation, "update", after=name)
     done = fl_queue(federation, "approve", name, "--reject", "--reason", "no consent")
     assert "stays here" in done.stdout
     assert asked(federation, "evaluation")
