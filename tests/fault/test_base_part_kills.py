@@ -127,9 +127,13 @@ def test_a_data_server_that_lost_the_base_part_gets_it_back_from_disk(
     held = tuned.arm("client.started", "stop", "site-1_")
     run = tuned.begin("frozen", *RUN)
     wait_for("a site", held.exists)
+    number = tuned.round_of(run)
+    receipts = tuned.store.control.receipts
+    # Otherwise its training process may have been given the name of a file that is removed here.
+    wait_for("the other site", lambda: "site-2" in receipts.of_round(run, number))
     tuned.redis.kill("data")
-    tuned.redis.restart("data")
     shutil.rmtree(tuned.redis.state_dir / "cache", ignore_errors=True)
+    tuned.redis.restart("data")
     os.kill(int(held.read_text()), signal.SIGCONT)
 
     assert tuned.finish(run, 120).state == "completed"
