@@ -300,6 +300,15 @@ class Fleet:
             if process.poll() is None
         }
 
+    def restarts(self) -> list[str]:
+        """What supervisors logged of workers that ended."""
+        return [
+            f"{log.name}: {line}"
+            for log in sorted(self.folder.glob("*.log"))
+            for line in log.read_text().splitlines()
+            if "starting it again" in line
+        ]
+
     def tracebacks(self) -> list[str]:
         """What the processes logged that is no line."""
         return [
@@ -340,7 +349,7 @@ class Walk:
             state = fleet.federation.finish(run, 120)
             assert state.state == "completed", state.reason
             assert fleet.federation.free(run) == expected
-        assert fleet.pids() == before
+        assert fleet.pids() == before, f"{before} before, {fleet.pids()} now; {fleet.restarts()}"
         begun = fleet.trainings()
         assert len(begun) == len(set(begun)), begun
         assert fleet.tracebacks() == []
