@@ -37,6 +37,7 @@ from fl_queue.store.cluster import (
 from fl_queue.store.embedded import server_pair
 from fl_queue.store.error_translation import classify, in_words, raise_trouble, translated
 from fl_queue.store.pace import pace
+from fl_queue.store.pipelines import EndablePipeline
 from fl_queue.store.retries import RepeatingClient
 from fl_queue.store.sentinel import FORM, is_sentinel, sentinel_pool
 from fl_queue.store.split_users import SplitClient
@@ -256,7 +257,7 @@ def identity_keys(client: redis.Redis) -> list[str]:
     return mark_keys(client) if isinstance(client, ClusterClient) else [keyspace.DATA_SERVER]
 
 
-class _Pipeline(Pipeline):
+class _Pipeline(EndablePipeline):
     masked_url = ""
     owner: _Client
 

@@ -22,6 +22,7 @@ from redis.client import Pipeline
 from fl_queue.errors import FLQueueError
 from fl_queue.store.error_translation import REDIS_ERRORS, classify, drop_demoted, in_words
 from fl_queue.store.login_refusals import own_login
+from fl_queue.store.pipelines import EndablePipeline
 from fl_queue.store.split_users import SplitClient
 
 log = logging.getLogger(__name__)
@@ -148,7 +149,7 @@ class RepeatingClient(SplitClient):
         return _Pipeline(self.connection_pool, self.response_callbacks, transaction, shard_hint)
 
 
-class _Pipeline(Pipeline):
+class _Pipeline(EndablePipeline):
     def execute(self, raise_on_error: bool = True) -> list[Any]:
         send, stack, was_watching = super().execute, list(self.command_stack), self.watching
         is_explicit = self.explicit_transaction

@@ -85,6 +85,33 @@ def test_what_was_watched_is_looked_at_again(private_redis: EmbeddedRedis) -> No
     assert client.get("x") is None
 
 
+@pytest.mark.parametrize("is_rqs", [False, True], ids=["ours", "RQ's"])
+def test_a_transaction_ends_where_even_its_end_is_refused_and_can_be_begun_again(
+    private_redis: EmbeddedRedis, is_rqs: bool
+) -> None:
+    url = private_redis.url
+    client = plain_client(url, 5.0) if is_rqs else connect(url, url).control
+    with redis.Redis.from_url(url) as default:
+        default.execute_command("ACL", "SETUSER", "operator", "on", ">x", "~*", "+@all")
+    operator = redis.Redis.from_url(url, username="operator", password="x")
+    with client.pipeline() as pipe:
+        pipe.watch("x")
+        pipe.multi()
+        pipe.set("x", "1")
+        operator.execute_command("ACL", "SETUSER", "default", "-@all", "+ping")
+        with fail_fast(), pytest.raises((redis.ResponseError, StoreUnavailable)):
+            pipe.execute()
+        operator.execute_command("ACL", "SETUSER", "default", "+@all")
+        pipe.watch("x")
+        assert pipe.get("x") is None
+        operator.execute_command("ACL", "SETUSER", "default", "-@all", "+ping")
+    operator.execute_command("ACL", "SETUSER", "default", "+@all")
+    assert client.get("x") is None
+    assert client.connection_pool._in_use_connections == set(), "given back"
+    client.close()
+    operator.close()
+
+
 def test_a_job_is_begun_again_for_a_servers_trouble_and_for_nothing_else() -> None:
     tries = []
 
