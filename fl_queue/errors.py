@@ -200,6 +200,20 @@ class RunFailed(_OfRun, RunError):
     exit_code = 4
 
 
+class AnalysisError(_WithReason, RunError):
+    """
+    An analysis that has no result, such as a fit that does not converge: its run ends with the sentence.
+
+    Args:
+        reason: Of names in the config, and of numbers of all sites together only, so all of it is public.
+    """
+
+    exit_code = 4
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason, public=True)
+
+
 class MergeFailed(RunError):
     """The next version could not be built from a round's updates; the round is retried until its deadline."""
 

@@ -8,7 +8,7 @@ from fractions import Fraction
 import numpy as np
 
 from fl_queue.analyses.base import MAX_SITES, STATE, WORDS, Analysis
-from fl_queue.errors import MessageError
+from fl_queue.errors import AnalysisError, MessageError
 from fl_queue.protocol import message, tensor_layout
 from fl_queue.protocol.arrays import Int64s
 from fl_queue.protocol.codecs import codec
@@ -74,6 +74,24 @@ class StepSum:
     def next_state(self) -> Int64s:
         """The state after the step."""
         return self.analysis.advance(self.state, self.total)
+
+    def is_last(self, state: Int64s, steps_left: int) -> bool:
+        """
+        Whether no step follows a state.
+
+        Args:
+            steps_left: Steps that the run may make after it.
+
+        Raises:
+            AnalysisError: There are none, and a fit has no result.
+        """
+        if not self.analysis.is_fit:
+            return steps_left <= 0
+        if self.analysis.is_done(state):
+            return True
+        if steps_left <= 0:
+            raise AnalysisError(f"no result in {self.analysis.steps} steps")
+        return False
 
     # A sum that another incarnation goes on from
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -60,11 +60,14 @@ class SiteRows:
         numbers: Column -> (rows,) finite values; NaN: missing.
         codes: Column -> (rows,) number of the level; after the levels of the config that of any other text, then that
             of a missing cell.
+        scratch: What an analysis has computed from the rows and keeps for its next step; lost at any time, and
+            then computed again with the same bits.
     """
 
     rows: int
     numbers: Mapping[str, Float64s]
     codes: Mapping[str, Int64s]
+    scratch: dict[str, Any] = field(default_factory=dict, compare=False)
 
 
 @dataclass(frozen=True)
@@ -190,6 +193,9 @@ class Analysis(ABC):
         options: The config's ``[task]``, complete.
     """
 
+    #: Whether it is a fit, whose steps depend on each other: it ends with the first state that has a result.
+    is_fit = False
+
     def __init__(self, options: Mapping[str, Any]) -> None:
         self.options = options
 
@@ -201,7 +207,7 @@ class Analysis(ABC):
     @property
     @abstractmethod
     def steps(self) -> int:
-        """Rounds until there is a result."""
+        """Rounds until there is a result; of a fit the largest number of them."""
 
     @property
     @abstractmethod
@@ -237,11 +243,28 @@ class Analysis(ABC):
 
     @abstractmethod
     def advance(self, state: Int64s, total: Int64s) -> Int64s:
-        """The state after a step. Args: ``total``: sum of the sites' vectors, modulo 2**64."""
+        """
+        The state after a step.
+
+        Args:
+            total: Sum of the sites' vectors, modulo 2**64.
+
+        Raises:
+            AnalysisError: There will be no result; the run ends with the sentence.
+        """
 
     @abstractmethod
     def result(self, state: Int64s) -> dict[str, Any] | None:
-        """The result as plain values; None: a further step is needed."""
+        """
+        The result as plain values; None: a further step is needed.
+
+        Raises:
+            AnalysisError: There is none.
+        """
+
+    def is_done(self, state: Int64s) -> bool:
+        """Whether a state has a result. Raises AnalysisError: there will be none."""
+        return self.result(state) is not None
 
     def initial(self) -> Int64s:
         """The state before the first step: words of 0."""

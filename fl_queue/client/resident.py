@@ -156,6 +156,7 @@ class Resident:
         self._site, self._ranks = site, ranks
         self._model: _Model | None = None
         self._kept = Kept(site)
+        self._table = sums.KeptTable()
         self._jobs = 0
 
     def changed(self) -> list[str]:
@@ -221,13 +222,17 @@ class Resident:
             return Answer(outcome="lost" if is_lost else "failed", failure=failure)
         finally:
             if not is_done:
-                self._kept.drop()
+                self._drop()
+
+    def _drop(self) -> None:
+        self._kept.drop()
+        self._table.drop()
 
     # What may be asked for
 
     def _facts(self, job: _Job) -> Answer:
         if job.config.analysis is not None:
-            sums.read(self._site, job.config)
+            self._table.read(self._site, job.config)
             return Answer(outcome="done")
         context, can_train = None, False
         try:
@@ -273,6 +278,7 @@ class Resident:
 
     def _train(self, job: _Job) -> Answer:
         failpoints.failpoint("client.started")
+        self._table.drop()
         config, logged = job.config, TrainingLog()
         task = self._kept.task(job.request, config)
         context = context_of(self._site, config, job.request, self._ranks)
@@ -327,7 +333,7 @@ class Resident:
         base = np.array(self._base(job).arrays()[STATE], np.int64)
         # What another process of this site answers meanwhile would be compared with nothing.
         with Ledger(self._site.state_dir).asking():
-            found = sums.read(self._site, job.config)
+            found = self._table.read(self._site, job.config)
             state = found.analysis.state_of(base)
             words = sums.answer(self._site, job.request, found, state)
         header = update_message.words_header(

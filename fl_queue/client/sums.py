@@ -7,6 +7,7 @@ Everything that an analysis shows of rows passes ``answer``. No Redis and no tor
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from fl_queue.analyses.base import Analysis
 from fl_queue.analyses.differencing import Grouping, isolates_few
 from fl_queue.analyses.suppression import without_few
 from fl_queue.client import ledger, policy, table_file
-from fl_queue.client.ledger import Entry, Ledger
+from fl_queue.client.ledger import Entry, Ledger, Rows
 from fl_queue.client.policy import SitePolicy
 from fl_queue.client.site import WorkerSettings
 from fl_queue.client.table_file import ReadTable
@@ -25,6 +26,8 @@ from fl_queue.config.run_config import RunConfig
 from fl_queue.errors import ConfigError, PolicyRefusal
 from fl_queue.protocol.arrays import Int64s
 from fl_queue.protocol.trainer_messages import Request
+from fl_queue.tasks import fingerprint
+from fl_queue.tasks.fingerprint import Fingerprint
 
 
 @dataclass(frozen=True)
@@ -37,12 +40,26 @@ class SiteTable:
         read: The columns that it asks for.
         policy: The site's, as its file is now.
         file: The table's file; its path stays at the site.
+        taken: Fingerprint of the file before it was read.
+        book: The site's ledger.
     """
 
     analysis: Analysis
     read: ReadTable
     policy: SitePolicy
     file: str
+    taken: Fingerprint
+    book: Ledger
+
+    @cached_property
+    def hashes(self) -> Rows:
+        """Of the rows, as of ``Ledger.row_hashes``. Raises LocalStorageError."""
+        return self.book.row_hashes(self.read.lines)
+
+    @cached_property
+    def digest(self) -> str:
+        """Of all rows; hexadecimal."""
+        return blake3(self.hashes.astype("<u8").tobytes()).hexdigest()
 
 
 def check_allowed(site: WorkerSettings, config: RunConfig) -> Analysis:
@@ -77,11 +94,46 @@ def read(site: WorkerSettings, config: RunConfig) -> SiteTable:
         raise ConfigError("data.dir", "is empty; start the worker with --data FOLDER", public=True)
     path = data_folder.inside(folder, file, "task.file")
     whole = str(path.resolve())
-    groupings = {*Ledger(site.state_dir).groupings(), *analysis.groupings()}
+    taken = fingerprint.taken([whole])
+    book = Ledger(site.state_dir)
+    groupings = {*book.groupings(), *analysis.groupings()}
     beside = {name for grouping in groupings for name in grouping.columns}
     found = table_file.read(path, analysis.columns, rules, beside)
     rules.check_levels(analysis.columns.categories)
-    return SiteTable(analysis, found, rules, whole)
+    return SiteTable(analysis, found, rules, whole, taken, book)
+
+
+class KeptTable:
+    """The table that was read last in this process, with what an analysis has computed from it."""
+
+    def __init__(self) -> None:
+        self._key: Any = None
+        self._found: SiteTable | None = None
+
+    def read(self, site: WorkerSettings, config: RunConfig) -> SiteTable:
+        """
+        The table of a run: the kept one, if the same question is asked of the same file under the same policy.
+
+        Raises:
+            ConfigError, PolicyRefusal, DataError: As ``read``.
+        """
+        if self._found is not None and self._key == self._key_of(site, config, self._found.file):
+            return self._found
+        self.drop()
+        found = read(site, config)
+        key = self._key_of(site, config, found.file)
+        if key[0] == found.taken:
+            self._key, self._found = key, found
+        return found
+
+    def drop(self) -> None:
+        """Forget it."""
+        self._key = self._found = None
+
+    @staticmethod
+    def _key_of(site: WorkerSettings, config: RunConfig, file: str) -> tuple[Any, ...]:
+        rules, groupings = policy.read(site.policy), Ledger(site.state_dir).groupings()
+        return fingerprint.taken([file]), site, config.to_dict(), rules, groupings
 
 
 def preview(site: WorkerSettings, config: RunConfig) -> dict[str, Any]:
@@ -115,10 +167,8 @@ def answer(site: WorkerSettings, request: Request, found: SiteTable, state: Int6
     analysis, rules = found.analysis, found.policy
     failpoints.failpoint("rows.read")
     words = analysis.local(state, found.read.table, rules.limits)
-    book = Ledger(site.state_dir)
-    _check_differences(found, book)
-    hashes = book.row_hashes(found.read.lines)
-    book.note(
+    _check_differences(found)
+    found.book.note(
         Entry(
             at=ledger.now(),
             run=request.name,
@@ -128,24 +178,24 @@ def answer(site: WorkerSettings, request: Request, found: SiteTable, state: Int6
             questions=tuple(analysis.questions()),
             columns=analysis.columns.names,
             file=found.file,
-            table=blake3(hashes.astype("<u8").tobytes()).hexdigest(),
+            table=found.digest,
             rows=found.read.table.rows,
             numbers=int(words.size),
             policy=rules.digest,
             state=blake3(state.astype("<i8").tobytes()).hexdigest() if state.any() else "",
             groupings=tuple((one.number, one.category, one.levels) for one in analysis.groupings()),
         ),
-        hashes,
+        found.hashes,
         rules,
     )
     failpoints.failpoint("ledger.noted")
     return words
 
 
-def _check_differences(found: SiteTable, book: Ledger) -> None:
+def _check_differences(found: SiteTable) -> None:
     """Raise PolicyRefusal if sums of this question, and of this or an earlier one, differ by a few rows."""
     asked, texts = found.analysis.groupings(), found.read.texts
-    earlier = {one for one in book.groupings() if texts.keys() >= {*one.columns}}
+    earlier = {one for one in found.book.groupings() if texts.keys() >= {*one.columns}}
     for one in asked:
         for other in sorted({*asked, *earlier}, key=repr):
             if one.is_compared(other) and _differ_by_few(found, one, other):

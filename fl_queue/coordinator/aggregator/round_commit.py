@@ -16,7 +16,7 @@ from fl_queue.coordinator.aggregator.taken_list import TakenList
 from fl_queue.coordinator.aggregator.version_builder import BuiltVersion, VersionBuilder
 from fl_queue.coordinator.rounds import lifecycle, statement_signing
 from fl_queue.coordinator.rounds.lifecycle import Ending
-from fl_queue.errors import MessageError, OwnershipLost
+from fl_queue.errors import AnalysisError, MessageError, OwnershipLost
 from fl_queue.models import initial, retention, update_archive
 from fl_queue.models.model_store import ModelStore
 from fl_queue.protocol import job_origins
@@ -78,7 +78,12 @@ class RoundCommit:
         elapsed_s = self._current.tick()
         record = round_end.build_record(state, ending, elapsed_s, config, intake.progress)
         if ending.outcome in (Outcome.committed, Outcome.initialised):
-            answer = self._commit(ending, record, intake, builder, strategy)
+            try:
+                answer = self._commit(ending, record, intake, builder, strategy)
+            except AnalysisError as exc:  # Of the same sums it would be the same again.
+                ending = Ending(Outcome.abandoned, exc.reason, fails=True)
+                record = replace(record, outcome=Outcome.abandoned, reason=exc.reason)
+                answer = self._end(ending, record, intake.receipts)
         else:
             receipts = round_end.final_receipts(ending, intake.receipts)
             answer = self._end(ending, record, receipts)
@@ -116,16 +121,15 @@ class RoundCommit:
         strategy: Strategy | None,
     ) -> str:
         """Build the version and run the commit script; returns its answer."""
-        current, state, config = self._current, self._current.state, self._current.config
-        is_first = ending.outcome == Outcome.initialised
+        state, config = self._current.state, self._current.config
+        incarnation, is_first = self._current.incarnation, ending.outcome == Outcome.initialised
         built = self._build(record, intake, builder, strategy)
         signature = statement_signing.version(
-            self._store, self._run, state, built.entry, built.manifest, current.config_digest
+            self._store, self._run, state, built.entry, built.manifest, self._current.config_digest
         )
         failpoints.failpoint("checkpoint.written")
         self._lease.check()
-        if is_first:
-            ending = self._with_beginning(ending, built)
+        ending = self._with_beginning(ending, built) if is_first else ending
         whole = replace(
             record,
             version=built.version,
@@ -144,11 +148,12 @@ class RoundCommit:
             signature=signature,
             begins_anew=intake.merger is not None and intake.merger.begins_anew,
             metrics=round_end.declared_metrics(intake.receipts) if is_first else (),
+            is_last=built.is_last,
         )
         return self._store.control.rounds.end(
             RoundEnd(
-                current.incarnation,
-                call=current.incarnation.token,
+                incarnation,
+                call=incarnation.token,
                 outcome=Outcome.initialised if is_first else Outcome.committed,
                 reason=ending.reason,
                 record=None if is_first else whole,
@@ -177,7 +182,7 @@ class RoundCommit:
         if intake.initial is not None:
             return builder.build_initial(*intake.initial)
         if intake.step is not None:
-            return builder.build_step(intake.step)
+            return builder.build_step(intake.step, self._current.run_state().rounds_wanted)
         merger = intake.required_merger()
         return builder.build_next(merger, strategy, self._lease.pulse.beat, record)
 

@@ -10,7 +10,7 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +73,7 @@ class BuiltVersion:
         download: Digest of the encoded body that clients fetch instead; empty: they fetch the version.
         manifest: Its tensors.
         server_state: Name -> digest of the strategy's state that belongs to it.
+        is_last: Whether no version follows: it has the result of an analysis.
     """
 
     version: int
@@ -80,6 +81,7 @@ class BuiltVersion:
     download: str
     manifest: Manifest
     server_state: dict[str, str]
+    is_last: bool = False
 
     @property
     def entry(self) -> dict[str, Any]:
@@ -196,17 +198,23 @@ class VersionBuilder:
             pieces = merge.next_model(base.view, state, sinks, facts, strategy, older, stale)
             return self._write(stack, version, merge.manifest, _with_beats(pieces, beat), writers)
 
-    def build_step(self, step: StepSum) -> BuiltVersion:
+    def build_step(self, step: StepSum, wanted: int) -> BuiltVersion:
         """
         Build the state after a step of an analysis.
 
+        Args:
+            wanted: Number of the last version that the run may have.
+
         Raises:
             CheckpointError: It cannot be written.
+            AnalysisError: The analysis has no result.
         """
-        body = tensor_layout.little_endian(step.next_state())
+        state, version = step.next_state(), self.round.base_version + 1
+        is_last = step.is_last(state, wanted - version)
         with ExitStack() as stack:
-            version = self.round.base_version + 1
-            return self._write(stack, version, step.analysis.manifest, [body], {})
+            body = tensor_layout.little_endian(state)
+            built = self._write(stack, version, step.analysis.manifest, [body], {})
+        return replace(built, is_last=is_last)
 
     def _open_base(self, manifest: Manifest) -> Mapped | Body:
         return self.models.open_body(self.round.base_digest, manifest)

@@ -54,10 +54,18 @@ _CAUSE = 300
 
 @dataclass(frozen=True)
 class Ending:
-    """End of a round: ``outcome`` and reason."""
+    """
+    End of a round.
+
+    Args:
+        outcome: Of the round.
+        reason: Of the outcome.
+        fails: Whether the run fails with it, however many rounds may be abandoned.
+    """
 
     outcome: str
     reason: str
+    fails: bool = False
 
 
 def advance(store: Store, run: str) -> None:
@@ -370,7 +378,7 @@ def end(
             record=None if initialises else record,
             receipts=receipts,
             # All clients were asked for version 0: it only needs a task that can be built.
-            max_abandoned=1 if initialises else config.round.max_abandoned,
+            max_abandoned=1 if initialises or ending.fails else config.round.max_abandoned,
         )
     )
 

@@ -211,8 +211,10 @@ def _continue(
             "reason": "",
             "abandoned": "0",
             "waited_s": "0",
-            # An analysis has as many steps as it needs, and no more.
-            "rounds_wanted": str(rounds if config.analysis else newest_version + rounds),
+            # An analysis has as many steps as it needs, and no more; a fit may have had its result earlier.
+            "rounds_wanted": str(
+                state.rounds_wanted if config.analysis else newest_version + rounds
+            ),
             "counted_from": str(newest_version),
             "segment": str(len(segments) - 1),
             **({"initial": dumps(given)} if given else {}),

@@ -30,6 +30,7 @@ class NewVersion:
         signature: The operator's; empty: none.
         begins_anew: Whether the strategy's state is zero again with this version.
         metrics: Names and directions that the task declares; of version 0.
+        is_last: Whether the run completes with it, however many were wanted.
     """
 
     number: int
@@ -41,6 +42,7 @@ class NewVersion:
     signature: str = ""
     begins_anew: bool = False
     metrics: tuple[str, ...] = ()
+    is_last: bool = False
 
     def to_script(self) -> dict[str, Any]:
         """Return the object ``version`` of ``end_round.lua``'s argument."""
@@ -58,6 +60,7 @@ class NewVersion:
             "signature": self.signature,
             "begins_anew": self.begins_anew,
             "metrics": dumps(self.metrics) if self.metrics else "",
+            "is_last": self.is_last,
         }
 
 

@@ -20,6 +20,7 @@
 --        accepted         [object] client that keeps a state -> JSON round and digest of its accepted update
 --        signature        the operator's, base64 ('' for none)
 --        metrics          JSON list of those that the task declares ('' for: as it is)
+--        is_last          [boolean] the run completes with it
 --        begins_anew      [boolean] the strategy's state is zero again with this version, here and at all clients
 -- Returns ok | same (this very call came before) | why it was refused.
 local ending = cjson.decode(ARGV[1])
@@ -41,6 +42,7 @@ end
 if version then
   redis.call('HSET', KEYS[1], 'version', version.number, 'digest', version.digest, 'download', version.download,
     'server_state', version.server_state, 'abandoned', 0)
+  if version.is_last then redis.call('HSET', KEYS[1], 'rounds_wanted', version.number) end
   if version.begins_anew then redis.call('HSET', KEYS[1], 'state_since', ending.round) end
   local download = ''
   if version.download ~= '' then download = string.format('"download":"%s",', version.download) end

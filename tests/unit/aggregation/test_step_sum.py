@@ -9,9 +9,10 @@ from fl_queue.aggregation.step_sum import StepSum
 from fl_queue.analyses.base import MAX_SITES, Limits, SiteRows
 from fl_queue.analyses.statistics import Statistics
 from fl_queue.client import approval, disclosure
-from fl_queue.errors import MessageError
+from fl_queue.errors import AnalysisError, MessageError
 from fl_queue.protocol import tensor_layout
 from fl_queue.protocol.header import Header
+from tests.support.tiny_fit import TinyFit
 
 ANALYSIS = Statistics(
     {
@@ -119,3 +120,25 @@ def test_words_wait_for_approval_and_are_shown_there() -> None:
     found = disclosure.describe_update(header, memoryview(body))
     [tensor] = found["tensors"]
     assert (tensor["name"], tensor["dtype"], tensor["nbytes"]) == ("words", "int64", len(body))
+
+
+@pytest.mark.parametrize(
+    ("bound", "left", "wanted"), [(100.0, 3, True), (100.0, 0, True), (1.0, 3, False)]
+)
+def test_a_fit_ends_with_its_first_result(bound: float, left: int, wanted: bool) -> None:
+    """Whatever number of steps is left."""
+    fit = TinyFit({"column": "age", "most": 5, "bound": bound, "fails_at": 0})
+    state = fit.initial()
+    for _ in range(2):
+        table = SiteRows(2, {"age": np.array([20.0, 30.0])}, {})
+        state = fit.advance(state, fit.local(state, table, Limits()))
+    assert StepSum(fit, fit.initial()).is_last(state, left) is wanted
+
+
+def test_a_fit_without_a_result_after_its_last_step() -> None:
+    """An error, whose sentence ends the run; statistics end with their last step."""
+    fit = TinyFit({"column": "age", "most": 5, "bound": 1.0, "fails_at": 0})
+    with pytest.raises(AnalysisError, match=r"^no result in 5 steps$"):
+        StepSum(fit, fit.initial()).is_last(fit.initial(), 0)
+    step = StepSum(ANALYSIS, START)
+    assert [step.is_last(START, left) for left in (1, 0)] == [False, True]

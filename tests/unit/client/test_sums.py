@@ -158,3 +158,32 @@ def test_a_preview_notes_nothing(site: WorkerSettings) -> None:
     found = sums.preview(site, config(numbers=["age"], quantiles=[0.5]))
     assert found["numbers"]["age"]["rows"] == 73
     assert not (site.state_dir / "ledger" / "rows").exists()
+
+
+def test_a_table_is_kept_between_steps(site: WorkerSettings) -> None:
+    """With what an analysis has computed from it, while question, file and policy are the same."""
+    kept, asked = sums.KeptTable(), config(numbers=["age"])
+    first = kept.read(site, asked)
+    first.read.table.scratch["margins"] = 1
+    assert kept.read(site, asked) is first
+    other = kept.read(site, config(numbers=["age"], levels={"ward": ["a"]}))
+    assert other is not first
+    assert other.read.table.scratch == {}
+
+
+@pytest.mark.parametrize("what", ["file", "policy", "drop", "ledger"])
+def test_a_kept_table_is_read_again_after_a_change(site: WorkerSettings, what: str) -> None:
+    """Of its file, of the site's policy, or of the questions that it is compared with."""
+    kept, asked = sums.KeptTable(), config(numbers=["age"])
+    first, file = kept.read(site, asked), Path(site.data_dir) / "table.csv"
+    if what == "file":
+        file.write_text(file.read_text() + "20,a,x\n")
+    elif what == "policy":
+        Path(site.policy).write_text("min_rows = 51\n")
+    elif what == "ledger":
+        answer(site, config(levels={"hospital": ["x"]}))
+    else:
+        kept.drop()
+    again = kept.read(site, asked)
+    assert again is not first
+    assert again.read.table.rows == (74 if what == "file" else 73)
