@@ -37,6 +37,7 @@ SECTIONS = {
         "events": "events:events",
         "statistics": "statistics:statistics",
         "result": "statistics:result",
+        "prepare": "prepare:prepare",
         "cancel": "lifecycle:cancel",
         "resume": "lifecycle:resume",
         "delete": "lifecycle:delete",

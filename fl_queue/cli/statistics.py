@@ -78,12 +78,25 @@ def statistics(  # noqa: PLR0913  the options of a command
         return
     if data or policy is not None:
         raise ConfigError("--data" if data else "--policy", "is for --here; a site has its own")
-    deployment = deployment.with_config(loaded)
-    name = name or launching.default_run_name(config)
+    _show(computed(deployment, loaded, name or launching.default_run_name(config)), output, as_json)
+
+
+def computed(deployment: Deployment, config: RunConfig, name: str) -> dict[str, Any]:
+    """
+    The result of an analysis, once its run has ended; at once, if it has.
+
+    Args:
+        name: Of the run.
+
+    Raises:
+        RunStateError: It failed, or has another config.
+        StoreUnavailable: Redis is not reachable.
+    """
+    deployment = deployment.with_config(config)
     with ExitStack() as started:
         console = rich_console.console(stderr=True)
         begun = launching.launch(
-            started, deployment.site(), name, loaded, None, stays=True, console=console
+            started, deployment.site(), name, config, None, stays=True, console=console
         )
         try:
             progress.follow(begun.store, begun.run, console, since=begun.since)
@@ -92,7 +105,7 @@ def statistics(  # noqa: PLR0913  the options of a command
             raise
         state = runs.find_run(begun.store, begun.run)
         runs.raise_unless_completed(state)
-        _show(analysis_result.read(begun.store, state), output, as_json)
+        return analysis_result.read(begun.store, state)
 
 
 @click.command()

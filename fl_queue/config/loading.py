@@ -37,6 +37,20 @@ def load(
     Raises:
         ConfigError: The file cannot be read, or a field cannot be used.
     """
+    return RunConfig.from_dict(read_tables(source, overrides, environ))
+
+
+def read_tables(
+    source: str | None,
+    overrides: tuple[str, ...] = (),
+    environ: Mapping[str, str] = os.environ,
+) -> dict[str, Any]:
+    """
+    Read the tables of a config as they are given, without a check of their fields. Args: as of ``load``.
+
+    Raises:
+        ConfigError: The file cannot be read, or an override is none.
+    """
     raw = _read(source) if source else {}
     for name, text in sorted(environ.items()):
         match = re.fullmatch(r"FLQ_([A-Z]+)_(\w+)", name)
@@ -49,7 +63,7 @@ def load(
                 "--set", f"{override!r} is not section.key=value, such as train.epochs=5"
             )
         _assign(raw, match[1], match[2], match[3])
-    return RunConfig.from_dict(raw)
+    return raw
 
 
 def preset_folder() -> Path:

@@ -23,8 +23,11 @@ OBJECTIVES: Mapping[str, Mapping[str, str]] = {
     "counts": _NUMBERS,
     "survival": {"loss": "min"},
 }
+_PREPARE = "have the sites agree on it: `fl-queue prepare CONFIG`"
 PARTS = ("year", "month", "weekday")
-_KEYS = ("type", "levels", "reference", "missing", "indicator", "date")
+#: What the sites agree on, of a column.
+AGREED = ("mean", "sd", "median", "most_frequent")
+_KEYS = ("type", "levels", "reference", "missing", "indicator", "date", *AGREED)
 MAX_LEVELS = 1000
 #: Of numbers in float32.
 _MOST = 3.4e38
@@ -40,9 +43,12 @@ class Feature:
         kind: As of ``tables.Column``.
         levels: Of a category, in the order of their codes.
         reference: The level that is all zeros in the model; empty: each level has an input of its own.
-        missing: ``refuse``; ``mean`` (of the federation); ``level`` of a category; or the number to use.
+        missing: ``refuse``; ``mean`` (of the federation); ``level`` of a category, or ``most_frequent``; or the number to
+            use. Where it is not agreed yet also ``median``, and ``most_frequent`` of a boolean.
         indicator: Whether the model has an input more that is 1 where the value is missing.
         parts: Of a date, in place of its days.
+        unit: Agreed mean and standard deviation, by which it is standardised; None: those of the first round.
+        most_frequent: Of a category: the agreed level that a missing value counts as.
     """
 
     name: str
@@ -52,6 +58,8 @@ class Feature:
     missing: str | float = "refuse"
     indicator: bool = False
     parts: tuple[str, ...] = ()
+    unit: tuple[float, float] | None = None
+    most_frequent: str = ""
 
 
 def metrics_of(options: Mapping[str, Any]) -> Mapping[str, str]:
@@ -64,22 +72,42 @@ def names_of(text: str) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()]
 
 
-def features_of(options: Mapping[str, Any]) -> list[Feature]:
+def features_of(options: Mapping[str, Any], is_open: bool = False) -> list[Feature]:
     """
     The features, in the model's order.
+
+    Args:
+        is_open: Whether what the sites agree on, such as levels and medians, may be missing still.
 
     Raises:
         ConfigError: Names the option to change.
     """
     columns = options["columns"]
     return [
-        _feature(name, columns.get(name, {}), options["fill"])
+        _feature(name, columns.get(name, {}), options["fill"], is_open)
         for name in names_of(options["features"])
     ]
 
 
-def check(options: Mapping[str, Any]) -> None:
-    """Raise ConfigError for options that contradict each other; names the option to change."""
+def target_unit(options: Mapping[str, Any]) -> tuple[float, float] | None:
+    """
+    Agreed mean and standard deviation of the target of a regression; None: those of the first round.
+
+    Raises:
+        ConfigError: Names the option to change.
+    """
+    (name, *_) = names_of(options["target"])
+    given = options["columns"].get(name, {}) if options["objective"] == "regression" else {}
+    return _unit(f"columns.{name}", "number", _table(f"columns.{name}", given, ("mean", "sd")))
+
+
+def check(options: Mapping[str, Any], is_open: bool = False) -> None:
+    """
+    Raise ConfigError for options that contradict each other; names the option to change.
+
+    Args:
+        is_open: As of ``features_of``.
+    """
     features, targets = names_of(options["features"]), names_of(options["target"])
     for field, names in (("features", features), ("target", targets)):
         if not names:
@@ -91,10 +119,12 @@ def check(options: Mapping[str, Any]) -> None:
     twice = sorted({name for name in used if used.count(name) > 1})
     if twice:
         raise _error("features", f"{twice[0]} is listed twice, or is the target or the owner, too")
+    known = [*features, *(targets if options["objective"] == "regression" else ())]
     for name in options["columns"]:
-        if name not in features:
+        if name not in known:
             raise unknown_key(f"task.columns.{name}", [f"task.columns.{one}" for one in features])
-    for one in features_of(options):
+    target_unit(options)
+    for one in features_of(options, is_open):
         _check_values(f"columns.{one.name}.levels", one.levels, options["missing"])
     _check_target(options, targets)
 
@@ -134,46 +164,110 @@ def _check_values(field: str, values: Sequence[str], missing: Sequence[str]) -> 
             )
 
 
-def _feature(name: str, given: Any, fill: str) -> Feature:
-    """A column by its table in ``task.columns``. Raises ConfigError."""
-    field = f"columns.{name}"
+def _table(field: str, given: Any, keys: Sequence[str]) -> Mapping[str, Any]:
+    """A column's table in ``task.columns``. Raises ConfigError for keys that it has not."""
     if not isinstance(given, Mapping):
         raise _error(field, 'is no table such as { type = "category", levels = ["I", "II"] }')
     for key in given:
-        if key not in _KEYS:
-            raise unknown_key(f"task.{field}.{key}", [f"task.{field}.{one}" for one in _KEYS])
+        if key not in keys:
+            raise unknown_key(f"task.{field}.{key}", [f"task.{field}.{one}" for one in keys])
+    return given
+
+
+def _feature(name: str, given: Any, fill: str, is_open: bool) -> Feature:
+    """A column by its table in ``task.columns``. Raises ConfigError."""
+    field = f"columns.{name}"
+    given = _table(field, given, _KEYS)
     kind = given.get("type", "number")
     if kind not in KINDS:
         raise _error(f"{field}.type", f"{str(kind)[:40]!r} is not one of {', '.join(KINDS)}")
     levels = _texts(f"{field}.levels", given.get("levels", ()))
     parts = _texts(f"{field}.date", given.get("date", ()))
+    missing = _missing(field, kind, given.get("missing", _filled(kind, fill)))
     found = Feature(
         name,
         kind,
         levels,
         str(given.get("reference", "")),
-        _missing(field, kind, given.get("missing", fill)),
+        _agreed_fill(field, kind, missing, given, is_open),
         _switch(f"{field}.indicator", given.get("indicator", False)),
         parts,
+        _unit(field, kind, given),
+        str(given.get("most_frequent", "")) if kind == "category" else "",
     )
-    _check_category(field, found)
-    if parts and (kind != "date" or not set(parts) <= set(PARTS)):
-        raise _error(f"{field}.date", f"is for dates, and lists some of {', '.join(PARTS)}")
+    _check_category(field, found, is_open)
+    _check_date(field, found)
     if found.indicator and (kind == "category" or found.missing == "refuse"):
         rule = 'set missing = "mean" or to a number; a category has missing = "level"'
         raise _error(f"{field}.indicator", f"is for numbers that may be missing; {rule}")
     return found
 
 
-def _check_category(field: str, found: Feature) -> None:
+def _filled(kind: str, fill: str) -> str:
+    """How ``task.fill`` fills a column of this kind."""
+    by_kind = {
+        "median": {"category": "level", "boolean": "most_frequent", "date": "mean"},
+        "most_frequent": {"number": "median", "integer": "median", "date": "mean"},
+        "mean": {"category": "level"},
+    }
+    return by_kind.get(fill, {}).get(kind, fill)
+
+
+def _agreed_fill(
+    field: str, kind: str, missing: str | float, given: Mapping[str, Any], is_open: bool
+) -> str | float:
+    """The number that a missing value counts as, once it is agreed. Raises ConfigError."""
+    for key in ("median", "most_frequent"):
+        if key in given and missing != key:
+            raise _error(f"{field}.{key}", f'is for missing = "{key}"; leave it out')
+    if missing not in ("median", "most_frequent") or (is_open and missing not in given):
+        return missing
+    assert isinstance(missing, str)
+    if missing not in given:
+        raise _error(f"{field}.{missing}", f"is not agreed yet; {_PREPARE}")
+    return missing if kind == "category" else _number(f"{field}.{missing}", given[missing])
+
+
+def _unit(field: str, kind: str, given: Mapping[str, Any]) -> tuple[float, float] | None:
+    """Agreed mean and standard deviation. Raises ConfigError."""
+    if not {"mean", "sd"} & set(given):
+        return None
+    if kind in ("category", "date"):
+        raise _error(f"{field}.mean", "is for numbers and booleans, as sd is; leave them out")
+    for key, other in (("mean", "sd"), ("sd", "mean")):
+        if key not in given:
+            raise _error(f"{field}.{key}", f"is missing beside {other}; give both, or none")
+    mean, deviation = (_number(f"{field}.{key}", given[key]) for key in ("mean", "sd"))
+    if deviation < 0:
+        raise _error(f"{field}.sd", f"{deviation:g} is below 0")
+    return mean, deviation
+
+
+def _number(field: str, given: Any) -> float:
+    if type(given) not in (int, float) or not abs(given) <= _MOST:
+        raise _error(field, f"{str(given)[:40]!r} is no number, or beyond float32")
+    return float(given)
+
+
+def _check_date(field: str, found: Feature) -> None:
+    parts = found.parts
+    if parts and (found.kind != "date" or not set(parts) <= set(PARTS)):
+        raise _error(f"{field}.date", f"is for dates, and lists some of {', '.join(PARTS)}")
+    if len(set(parts)) < len(parts):
+        raise _error(f"{field}.date", "lists a part twice; leave one out")
+
+
+def _check_category(field: str, found: Feature, is_open: bool) -> None:
     levels = found.levels
-    if (found.kind == "category") != bool(levels):
-        rule = "list its values" if found.kind == "category" else 'is for type = "category"'
-        raise _error(f"{field}.levels", rule)
+    if found.kind != "category" and levels:
+        raise _error(f"{field}.levels", 'is for type = "category"')
+    if found.kind == "category" and not (levels or is_open):
+        raise _error(f"{field}.levels", f"list its values, or {_PREPARE}")
     if len(set(levels)) < len(levels) or len(levels) > MAX_LEVELS:
         raise _error(f"{field}.levels", f"lists a value twice, or more than {MAX_LEVELS}")
-    if found.reference and found.reference not in levels:
-        raise _error(f"{field}.reference", "is not one of the levels")
+    for key, level in (("reference", found.reference), ("most_frequent", found.most_frequent)):
+        if level and level not in levels and not (is_open and not levels):
+            raise _error(f"{field}.{key}", "is not one of the levels")
 
 
 def _missing(field: str, kind: str, given: Any) -> str | float:
@@ -183,9 +277,17 @@ def _missing(field: str, kind: str, given: Any) -> str | float:
         return float(given)
     if given == "mean" and is_category:
         return "level"
-    if given in (("refuse", "level") if is_category else ("refuse", "mean")):
+    known = {
+        "category": ("refuse", "level", "most_frequent"),
+        "boolean": ("refuse", "mean", "most_frequent"),
+        "date": ("refuse", "mean"),
+    }.get(kind, ("refuse", "mean", "median"))
+    if given in known:
         return str(given)
-    rule = '"refuse" or "level"' if is_category else '"refuse", "mean" or, of no date, a number'
+    *names, last = [f'"{name}"' for name in known]
+    rule = f"{', '.join(names)} or {last}"
+    if kind not in ("category", "date"):
+        rule = f"{', '.join((*names, last))}, or a number"
     raise _error(f"{field}.missing", f"{str(given)[:40]!r} is not {rule}")
 
 
@@ -233,13 +335,13 @@ TABLE: dict[str, Option] = {
     "columns": Option(
         "table",
         OptionTable(),
-        "of a feature, by its name: type (number, integer, boolean, date or category), levels, reference, missing, indicator, date",
+        "of a feature, by its name: type (number, integer, boolean, date or category), levels, reference, missing, indicator, date; and what the sites agreed on (`fl-queue prepare`): mean, sd, median, most_frequent",
     ),
     "fill": Option(
         "str",
         "refuse",
-        "missing values of features: an error (refuse), or the mean over all sites, and of categories a level of their own (mean)",
-        choices=("refuse", "mean"),
+        "missing values of features: an error (refuse); the mean over all sites, and of categories a level of their own (mean); the median of numbers, the more frequent of a boolean, a level of categories (median); or the most frequent level of categories, else as median (most_frequent). For the last two see `fl-queue prepare`",
+        choices=("refuse", "mean", "median", "most_frequent"),
     ),
     "objective": Option(
         "str",

@@ -14,7 +14,7 @@ from torch.nn import functional
 from torch.utils.data import TensorDataset
 
 from fl_queue.common import data_folder
-from fl_queue.config.table_options import Feature, features_of, names_of
+from fl_queue.config.table_options import AGREED, Feature, features_of, names_of, target_unit
 from fl_queue.errors import ConfigError, DataError
 from fl_queue.metrics import Metric
 from fl_queue.metrics.kinds import IGNORED
@@ -56,7 +56,8 @@ class TableTask(Task):
             "labels": len(self._targets()),
             "survival": len(self.options["time_grid"]),
         }.get(objective, 1)
-        return TableModel(self._features(), objective, outputs, self.options["hidden"])
+        hidden, unit = self.options["hidden"], target_unit(self.options)
+        return TableModel(self._features(), objective, outputs, hidden, unit)
 
     def client_data(self, context: ClientContext) -> ClientData:
         """
@@ -114,7 +115,7 @@ class TableTask(Task):
         Raises:
             DataError: A statistic is larger than a buffer may be.
         """
-        if isinstance(model, TableModel) and not model.standardised:
+        if isinstance(model, TableModel) and model.awaits_statistics:
             rows, target = data.train[:]  # A TensorDataset, from client_data.
             squares = model.adopt_statistics(rows, target)
             limit = self.config.aggregation.buffer_limit
@@ -182,6 +183,11 @@ class TableTask(Task):
             "types": {one.name: one.kind for one in self._features()},
             "levels": {one.name: list(one.levels) for one in self._features() if one.levels},
         }
+        agreed = {name: dict(given) for name, given in options["columns"].items()}
+        for name, given in agreed.items():
+            agreed[name] = {key: given[key] for key in AGREED if key in given}
+        if any(agreed.values()):
+            details["agreed"] = {name: given for name, given in agreed.items() if given}
         if options["objective"] == "survival":
             details["time_grid"] = list(options["time_grid"])
         return ModelUsage(

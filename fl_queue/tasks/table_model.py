@@ -37,6 +37,7 @@ class TableModel(nn.Module):
         objective: As ``task.objective``.
         outputs: Classes, labels or intervals; 1 else.
         hidden: Sizes of the hidden layers.
+        target_unit: Agreed mean and standard deviation of the target of a regression.
     """
 
     present: Tensor
@@ -44,28 +45,57 @@ class TableModel(nn.Module):
     squares: Tensor
     standardised: Tensor
 
+    agreed: Tensor
+    order: Tensor
+
     def __init__(
-        self, features: Sequence[Feature], objective: str, outputs: int, hidden: Sequence[int]
+        self,
+        features: Sequence[Feature],
+        objective: str,
+        outputs: int,
+        hidden: Sequence[int],
+        target_unit: tuple[float, float] | None = None,
     ) -> None:
         super().__init__()
         self.features, self.objective = tuple(features), objective
         self._scaled = [index for index, one in enumerate(features) if _is_scaled(one)]
+        units = [features[index].unit for index in self._scaled]
         # The last one is the target's, where its unit is that of the answer.
-        count = len(self._scaled) + (objective == "regression")
-        # Means over rows can be averaged over sites; a deviation, or a mean over the present rows, cannot.
-        for name in ("present", "means", "squares"):
-            self.register_buffer(name, torch.zeros(count))
-        # Integer buffers are merged by maximum, so one client suffices.
-        self.register_buffer("standardised", torch.zeros((), dtype=torch.int64))
+        units += [target_unit] if objective == "regression" else []
+        self._learnt = [place for place, unit in enumerate(units) if unit is None]
+        self._keep_agreed(units)
+        if self._learnt or not units:
+            # Means over rows can be averaged over sites; a deviation, or a mean over the present rows, cannot.
+            for name in ("present", "means", "squares"):
+                self.register_buffer(name, torch.zeros(len(self._learnt)))
+            # Integer buffers are merged by maximum, so one client suffices.
+            self.register_buffer("standardised", torch.zeros((), dtype=torch.int64))
         with torch.no_grad():
             width = self._encoded(torch.zeros(1, len(features))).shape[1]
         self.layers = _layers([width, *hidden, outputs])
+
+    def _keep_agreed(self, units: Sequence[tuple[float, float] | None]) -> None:
+        """Keep what is agreed beside the state that travels: it is the config's, and not averaged."""
+        agreed = [unit for unit in units if unit is not None]
+        places = [place for place, unit in enumerate(units) if unit is not None]
+        order = torch.tensor([*self._learnt, *places], dtype=torch.int64).argsort()
+        found = torch.tensor(agreed, dtype=torch.float32).reshape(len(agreed), 2)
+        # A column that is constant is only centred.
+        found[:, 1] = torch.where(found[:, 1] > 0, found[:, 1], 1.0)
+        self.register_buffer("agreed", found, persistent=False)
+        self.register_buffer("order", order, persistent=False)
+
+    @property
+    def awaits_statistics(self) -> bool:
+        """Whether a column's statistics are those of the first round, and there was none yet."""
+        return hasattr(self, "standardised") and not self.standardised
 
     def adopt_statistics(self, rows: Tensor, target: Tensor) -> Tensor:
         """Set the buffers from rows (N, features) and targets (N,). Returns the mean squares."""
         exact = self._numbers(rows.to(self.means.device, torch.float64))
         if self.objective == "regression":
             exact = torch.cat([exact, target.to(exact).reshape(-1, 1)], dim=1)
+        exact = exact[:, self._learnt]
         known = ~exact.isnan()
         filled = torch.where(known, exact, 0.0)
         self.present.copy_(known.double().mean(dim=0))
@@ -99,6 +129,15 @@ class TableModel(nn.Module):
 
     def _statistics(self) -> tuple[Tensor, Tensor]:
         """Means and standard deviations of the values that are there; 0 and 1 before the first round."""
+        if not len(self.agreed):
+            return self._learnt_statistics()
+        mean, deviation = self.agreed[:, 0], self.agreed[:, 1]
+        if self._learnt:
+            learnt = self._learnt_statistics()
+            mean, deviation = torch.cat([learnt[0], mean]), torch.cat([learnt[1], deviation])
+        return mean[self.order], deviation[self.order]
+
+    def _learnt_statistics(self) -> tuple[Tensor, Tensor]:
         share = self.present.clamp_min(torch.finfo(torch.float32).tiny)
         mean, square = self.means / share, self.squares / share
         variance = square - mean**2
@@ -155,8 +194,14 @@ def _category(codes: Tensor, feature: Feature) -> Tensor:
     """Indicators of a category: its levels, any other level, and a missing value if that is a level."""
     levels, missing = len(feature.levels), codes.isnan()
     count = levels + OTHER + 1
-    known = torch.where(missing, 0.0, codes).clamp(0, levels + OTHER).long()
-    found = _one_hot(known.to(codes), count, missing)
+    fill, nowhere = 0.0, missing
+    if feature.most_frequent:
+        fill, nowhere = (
+            float(feature.levels.index(feature.most_frequent)),
+            torch.zeros_like(missing),
+        )
+    known = torch.where(missing, fill, codes).clamp(0, levels + OTHER).long()
+    found = _one_hot(known.to(codes), count, nowhere)
     if feature.missing == "level":
         found = torch.cat([found, missing.to(codes.dtype).unsqueeze(1)], dim=1)
     if not feature.reference:

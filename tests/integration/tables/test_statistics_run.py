@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from safetensors.numpy import load_file
 
 from fl_queue.client import policy
 from fl_queue.store.embedded.server_pair import start
@@ -131,3 +133,58 @@ def test_too_few_sites_with_the_file_end_it(sites: Federation, tmp_path: Path) -
     again = command(sites, *words, "--run", "mended", "--json")
     assert again.returncode == 0, again.stderr
     assert json.loads(again.stdout)["rows"] == 450
+
+
+PREPARED = """
+[run]
+task = "table"
+rounds = 1
+evaluate_every = 0
+
+[data]
+partition = "site"
+
+[train]
+batch_size = 32
+
+[task]
+file = "table.csv"
+features = "age,bmi,stage"
+target = "sex"
+classes = "F,M"
+fill = "median"
+
+[task.columns]
+stage = { type = "category", levels = ["I", "II", "III"] }
+"""
+
+
+def test_a_model_is_trained_with_what_the_sites_agreed_on(
+    sites: Federation, tmp_path: Path
+) -> None:
+    """From statistics of all rows into the config, and into the exported model; no site sends its own."""
+    config, prepared = tmp_path / "model.toml", tmp_path / "prepared.toml"
+    config.write_text(PREPARED)
+    refused = command(sites, "start-round", str(config))
+    assert refused.returncode == 2
+    assert "task.columns.age.median: is not agreed yet" in refused.stderr
+    done = command(sites, "prepare", str(config), "-o", str(prepared))
+    assert done.returncode == 0, done.stderr
+    assert "450 rows of 3 sites (run model-statistics)" in done.stdout
+    text = prepared.read_text()
+    assert command(sites, "prepare", str(config), "-o", str(prepared)).returncode == 0
+    assert prepared.read_text() == text
+    columns = tomllib.loads(text)["task"]["columns"]
+    bmi = pd.concat(TABLES)["bmi"]
+    assert columns["bmi"]["mean"] == pytest.approx(bmi.mean(), rel=1e-12)
+    assert columns["bmi"]["sd"] == pytest.approx(bmi.std(), rel=1e-12)
+    assert columns["bmi"]["median"] == pytest.approx(bmi.median(), abs=0.1)
+    nothing = command(sites, "prepare", str(prepared), "-o", str(tmp_path / "again.toml"))
+    assert nothing.returncode == 2
+    assert "leaves nothing open" in nothing.stderr
+
+    trained = command(sites, "start-round", str(prepared), "--run", "model", "--wait")
+    assert trained.returncode == 0, trained.stderr
+    model = tmp_path / "model.safetensors"
+    assert command(sites, "export", "model", "-o", str(model)).returncode == 0
+    assert set(load_file(model)) == {"layers.0.weight", "layers.0.bias"}

@@ -8,7 +8,7 @@ import pytest
 
 from fl_queue.config import loading, metric_choice
 from fl_queue.config.run_config import RunConfig
-from fl_queue.config.table_options import OBJECTIVES, features_of
+from fl_queue.config.table_options import OBJECTIVES, features_of, target_unit
 from fl_queue.config.task_catalog import TASKS
 from fl_queue.errors import ConfigError
 
@@ -50,6 +50,19 @@ def loaded(columns: Any = None, run: Any = None, **options: Any) -> RunConfig:
         ({"columns": {"age": {"missing": "level"}}}, "task.columns.age.missing: 'level' is not \"refuse\", \"mean\""),
         ({"columns": {"age": {"date": ["year"]}}}, "task.columns.age.date: is for dates"),
         ({"columns": {"age": {"type": "date", "date": ["hour"]}}}, "lists some of year, month, weekday"),
+        ({"columns": {"age": {"type": "date", "date": ["year", "year"]}}}, "task.columns.age.date: lists a part twice"),
+        ({"columns": {"age": {"mean": 3.0}}}, "task.columns.age.sd: is missing beside mean; give both"),
+        ({"columns": {"age": {"mean": 3.0, "sd": -1}}}, "task.columns.age.sd: -1 is below 0"),
+        ({"columns": {"age": {"mean": "3", "sd": 1}}}, "task.columns.age.mean: '3' is no number"),
+        ({"columns": {"stage": {**STAGE, "mean": 3, "sd": 1}}}, "task.columns.stage.mean: is for numbers"),
+        ({"columns": {"age": {"missing": "median"}}}, "task.columns.age.median: is not agreed yet; have the sites agree on it: `fl-queue prepare CONFIG`"),
+        ({"fill": "median"}, "task.columns.age.median: is not agreed yet"),
+        ({"columns": {"stage": STAGE, "age": {"missing": "mean"}}, "fill": "most_frequent"}, "task.columns.stage.most_frequent: is not agreed"),
+        ({"columns": {"age": {"median": 3.0}}}, 'task.columns.age.median: is for missing = "median"'),
+        ({"columns": {"stage": {**STAGE, "missing": "most_frequent", "most_frequent": "V"}}}, "task.columns.stage.most_frequent: is not one of the levels"),
+        ({"columns": {"age": {"type": "boolean", "missing": "median"}}}, "task.columns.age.missing: 'median' is not \"refuse\", \"mean\", \"most_frequent\", or a number"),
+        ({"columns": {"died": {"mean": 1.0, "sd": 1.0}}}, "task.columns.died: there is no such field"),
+        ({"columns": {"died": {"type": "number"}}, "objective": "regression"}, "task.columns.died.type: there is no such field"),
         ({"columns": {"age": {"type": "date", "missing": 1}}}, "task.columns.age.missing: '1' is not"),
         ({"owner": "clinic,ward"}, "task.owner: 2 columns; name the one"),
         ({"classes": "a"}, "task.classes: two or more"),
@@ -75,6 +88,37 @@ def test_missing_values_follow_fill_unless_a_column_has_its_own() -> None:
     assert [one.missing for one in features_of(config.task)] == [40.0, "level", "mean"]
     config = loaded(columns, features="age,stage,crp")
     assert [one.missing for one in features_of(config.task)] == [40.0, "refuse", "refuse"]
+
+
+@pytest.mark.parametrize(
+    ("fill", "filled"),
+    [
+        ("refuse", ["refuse"] * 5),
+        ("mean", ["mean", "mean", "mean", "mean", "level"]),
+        ("median", ["median", "median", "most_frequent", "mean", "level"]),
+        ("most_frequent", ["median", "median", "most_frequent", "mean", "most_frequent"]),
+    ],
+)
+def test_fill_is_of_each_kind_of_column(fill: str, filled: list[str]) -> None:
+    kinds = ("number", "integer", "boolean", "date", "category")
+    columns = {kind: {"type": kind} for kind in kinds}
+    options = {"features": ",".join(kinds), "columns": columns, "fill": fill}
+    found = features_of(options, is_open=True)
+    assert [one.missing for one in found] == filled
+
+
+def test_what_the_sites_agreed_on_is_taken() -> None:
+    age = {"missing": "median", "median": 52.5, "mean": 50, "sd": 0.0, "indicator": True}
+    stage = {**STAGE, "missing": "most_frequent", "most_frequent": "II"}
+    config = loaded(
+        {"age": age, "stage": stage, "died": {"mean": 1.5, "sd": 2}}, objective="regression"
+    )
+    first, second = features_of(config.task)
+    assert (first.missing, first.unit) == (52.5, (50.0, 0.0))
+    assert (second.missing, second.most_frequent) == ("most_frequent", "II")
+    assert target_unit(config.task) == (1.5, 2.0)
+    assert target_unit(loaded(objective="regression").task) is None
+    assert RunConfig.from_dict(config.record()).digest == config.digest
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)

@@ -19,6 +19,7 @@ from fl_queue.client import local_update
 from fl_queue.client.local_update import ClientTrainer
 from fl_queue.config import table_options
 from fl_queue.config.run_config import RunConfig
+from fl_queue.config.table_options import Feature
 from fl_queue.errors import DataError
 from fl_queue.tasks.base import Task
 from fl_queue.tasks.context import ClientContext
@@ -154,6 +155,62 @@ def test_a_raw_row_is_encoded_as_it_is_documented() -> None:
     assert rest[0] == [0, 0, 0, 1, 0, 0, 0, *march, *saturday, 0]
     assert rest[1] == [1, 0, 0, 0, 0, 1, 0, *march, *saturday, 1]
     assert rest[2] == [0, 1, 0, 0, 0, 0, 1, *[0] * 19, 0]
+
+
+AGREED: dict[str, dict[str, Any]] = {
+    "age": {"missing": "median", "median": 50.0, "mean": 40.0, "sd": 5.0},
+    "ward": {"type": "category", "levels": ["A", "B"], "missing": "most_frequent", "most_frequent": "B"},
+    "smoker": {"type": "boolean", "missing": "most_frequent", "most_frequent": 1.0, "mean": 0.5, "sd": 0.25},
+    "crp": {"mean": 7.0, "sd": 0.0},
+}  # fmt: skip
+
+
+def test_what_is_agreed_is_part_of_the_model_and_sends_no_statistics() -> None:
+    columns = AGREED | {"cost": {"mean": 1000.0, "sd": 100.0}}
+    config = RunConfig.from_dict(
+        {
+            "run": {"task": "table"},
+            "task": {
+                "features": "age,ward,smoker,crp",
+                "objective": "regression",
+                "target": "cost",
+                "columns": columns,
+            },
+        }
+    )
+    task = load_task("table", config)
+    model = task.build_model()
+    assert isinstance(model, TableModel)
+    assert set(model.state_dict()) == {"layers.0.weight", "layers.0.bias"}
+    assert not model.awaits_statistics
+    nan = math.nan
+    found = model._encoded(torch.tensor([[45.0, 0.0, 0.0, 7.0], [nan, nan, nan, 9.0]]))
+    # age, smoker, crp; then A, B, and another level of ward.
+    assert found.tolist() == [[1, -2, 0, 1, 0, 0], [2, 2, 2, 0, 1, 0]]
+    with torch.no_grad():
+        for one in model.layers.parameters():
+            one.zero_()
+    assert model(torch.zeros(1, 4)).tolist() == [1000.0]
+    assert task.usage().details["agreed"]["cost"] == {"mean": 1000.0, "sd": 100.0}
+    exported = torch.export.export(model, (torch.zeros(2, 4),)).module()
+    torch.testing.assert_close(exported(torch.ones(2, 4)), model(torch.ones(2, 4)))
+
+
+def test_columns_that_are_not_agreed_are_learnt_beside_the_others() -> None:
+    """Each statistic is that of its own column, in whichever order the two kinds stand."""
+    names = ("a", "b", "c", "d")
+    units = {"b": (20.0, 2.0), "d": (40.0, 4.0)}
+    model = TableModel(
+        [Feature(name, missing="mean", unit=units.get(name)) for name in names], "binary", 1, ()
+    )
+    assert model.means.shape == (2,)
+    assert model.awaits_statistics
+    rows = torch.tensor([[9.0, 0.0, 29.0, 0.0], [11.0, 0.0, 31.0, 0.0]])
+    model.adopt_statistics(rows, torch.zeros(2))
+    assert not model.awaits_statistics
+    mean, deviation = model._statistics()
+    assert mean.tolist() == [10, 20, 30, 40]
+    assert deviation.tolist() == [1, 2, 1, 4]
 
 
 @settings(max_examples=200, deadline=None)
