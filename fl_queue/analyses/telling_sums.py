@@ -33,10 +33,10 @@ def by_group(values: Float64s, places: Places, size: int, limits: Limits) -> Mas
         places: (N,) group of each, 0 to ``size - 1``.
     """
     if size == 1:
-        return np.array([_is_telling(values, limits)])
+        return np.array([is_telling(values, limits)])
     order = np.argsort(places, kind="stable")
     parts = np.split(values[order], np.searchsorted(places[order], np.arange(1, size)))
-    return np.array([_is_telling(part, limits) for part in parts])
+    return np.array([is_telling(part, limits) for part in parts])
 
 
 def complete(mask: Mask, counts: Int64s, values: Float64s, places: Places, limits: Limits) -> None:
@@ -50,7 +50,7 @@ def complete(mask: Mask, counts: Int64s, values: Float64s, places: Places, limit
         counts: (size,) rows of each.
         values, places: As of ``by_group``.
     """
-    while mask.any() and _is_telling(values[mask[places]], limits):
+    while mask.any() and is_telling(values[mask[places]], limits):
         left = np.flatnonzero(~mask & (counts > 0))
         if not len(left):
             return
@@ -69,7 +69,7 @@ def of_products(columns: Float64s, is_whole: Mask, limits: Limits) -> bool:
     """
     whole = columns[:, is_whole]
     rest = (column[~is_whole & ~np.isnan(column)] for column in columns)
-    if any(_is_telling(part, limits) for part in (*whole, *rest)):
+    if any(is_telling(part, limits) for part in (*whole, *rest)):
         return True
     for left, right in combinations(whole, 2):
         products = left * right
@@ -90,7 +90,8 @@ def _halves(values: Float64s) -> Places | None:
     return (values == high).astype(np.intp) if is_two else None
 
 
-def _is_telling(values: Float64s, limits: Limits) -> bool:
+def is_telling(values: Float64s, limits: Limits) -> bool:
+    """Whether number, sum and sum of squares of all rows show few of them."""
     return (
         _is_dominated(values, limits)
         or _is_dominated(values * values, limits)

@@ -10,6 +10,8 @@ counts, and only a reader divides. Keys of a ``Sums`` mapping:
                         their log-odds of class 1, in the 1,000 bins that ``BIN_EDGES`` separate
     score_histograms    the same in 1,000 equal bins over the probability: what earlier versions sent
     loss_items_sum      items that ``loss_sum`` is a sum over (tokens), if those are not the examples
+    binary_report       [int]: words of a report of an evaluation (``reports``); so are
+                        classes_report and regression_report
     <name>_sum          a number; ``finish`` gives its mean as <name> (``loss_sum``: ``loss``), see
                         ``identifiers.is_metric``
     <name>.<form>.<max or min>  sums of a metric in a form of ``forms``

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from fl_queue.common.safe_json import printable
 from fl_queue.errors import MessageError
-from fl_queue.metrics import forms
+from fl_queue.metrics import forms, reports
 from fl_queue.protocol import identifiers
 from fl_queue.protocol.records import Sums
 
@@ -34,9 +34,15 @@ _GIVES = {
     "confusion": ("accuracy", "f1"),
     "score_histograms": ("auc",),
     "logit_histograms": ("auc",),
+    **reports.NAMES,
 }
 #: Which of these gives a metric, where as many clients and examples have each: the largest.
-_PRECEDENCE = {"confusion": 0, "score_histograms": 1, "logit_histograms": 2}
+_PRECEDENCE = {
+    "confusion": 0,
+    "score_histograms": 1,
+    "logit_histograms": 2,
+    **dict.fromkeys(reports.NAMES, 5),
+}
 #: Classes up to which there is a confusion matrix: a header takes ``header.MAX_MAP_ITEMS`` values.
 MAX_CLASSES = 60
 MAX_KEYS = 64
@@ -142,6 +148,9 @@ def _check_item(key: Any, value: Any) -> None:
         _check(key, _is_confusion(value), f"a square table of counts, {MAX_CLASSES} at most")
     elif kind in ("score_histograms", "logit_histograms"):
         _check(key, _is_histograms(value), f"two lists of {SCORE_BINS} counts")
+    elif kind in reports.NAMES:
+        wanted = reports.problem(kind, value)
+        _check(key, not wanted, wanted)
     elif parts := forms.parts_of(kind):
         wanted = forms.problem(parts[1], value, is_sum)
         _check(key, not wanted, wanted)
@@ -214,7 +223,7 @@ def beside(part: str, sums: Sums) -> dict[str, Any]:
     kept = {
         key: value
         for key, value in sums.items()
-        if not key.endswith("_histograms") and not _is_long(value)
+        if not key.endswith(("_histograms", "_report")) and not _is_long(value)
     }
     table = kept.get("confusion")
     if table is not None and len(table) > BESIDE_CLASSES:
@@ -280,6 +289,8 @@ def _values(key: str, sums: Sums, over: Mapping[str, Sequence[int]]) -> dict[str
     """The metrics that a key gives, with their values; those that have none are left out."""
     if key == "confusion":
         return _classification(np.array(sums[key], dtype=np.int64))
+    if key in reports.NAMES:
+        return reports.values_of(key, sums[key])
     if key in _GIVES:
         return _area_under_curve(*sums[key])
     if parts := forms.parts_of(key):
@@ -295,6 +306,8 @@ def _add(key: str, values: list[Any]) -> Any:
     if isinstance(values[0], list):
         if any(np.shape(value) != np.shape(values[0]) for value in values):
             raise MessageError(f"metrics.{key}: its shape differs between clients")
+        if _kind(key) in reports.NAMES:
+            return reports.added(values)
         if forms.parts_of(_kind(key)):
             return [_add(key, [*parts]) for parts in zip(*values, strict=True)]
         tables = [np.array(value, dtype=np.int64) for value in values]
