@@ -1,0 +1,107 @@
+"""Options of the task ``regression``, as the config's ``[task]`` has them: read and checked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from fl_queue.analyses.design import INTERCEPT, Design, Feature
+from fl_queue.analyses.questions import MAX_LEVELS
+from fl_queue.common.options import unknown_key
+from fl_queue.errors import ConfigError
+
+_KEYS = ("type", "levels", "reference")
+_TYPES = ("number", "integer", "category")
+#: Coefficients of a fit: their information has 2**17 words.
+MAX_COEFFICIENTS = 512
+
+
+def design_of(options: Mapping[str, Any]) -> Design:
+    """
+    Read what a regression is about.
+
+    Raises:
+        ConfigError: Names the option, and the fix.
+    """
+    names = _names(options["features"])
+    if not names:
+        raise ConfigError("task.features", "is empty; list the columns, comma separated")
+    target, classes = options["target"], tuple(_names(options["classes"]))
+    if not target:
+        raise ConfigError("task.target", "is empty; name the column that is explained")
+    for name in options["columns"]:
+        if name not in names:
+            raise unknown_key(f"task.columns.{name}", [f"task.columns.{one}" for one in names])
+    if classes and options["family"] != "logistic":
+        raise ConfigError("task.classes", "are those of family logistic; leave them out")
+    if classes and len(set(classes)) != 2:
+        raise ConfigError("task.classes", "are not two different texts; the second is explained")
+    found = Design(
+        tuple(_feature(name, options["columns"].get(name, {})) for name in names),
+        target,
+        classes,
+        options["offset"],
+        options["weights"],
+    )
+    used = [name for name in (*names, target, found.offset, found.weights) if name]
+    twice = sorted({name for name in used if used.count(name) > 1})
+    if twice:
+        raise ConfigError(
+            "task.features",
+            f"{twice[0]} is listed twice, or is the target, the offset or the weights, too",
+        )
+    if len(found.terms) >= MAX_COEFFICIENTS:
+        raise ConfigError(
+            "task.features",
+            f"{len(found.terms) + 1} coefficients are more than {MAX_COEFFICIENTS}; leave columns out",
+        )
+    return found
+
+
+def check(options: Mapping[str, Any]) -> None:
+    """Raise ConfigError for options that contradict each other; names the option to change."""
+    found = design_of(options)
+    if INTERCEPT in {one.name for one in found.features}:
+        raise ConfigError(
+            "task.features", f"{INTERCEPT} is the intercept's name; rename the column"
+        )
+    if options["ridge"] and options["robust"]:
+        raise ConfigError(
+            "task.robust", "has no meaning with task.ridge, which biases; leave one out"
+        )
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _feature(name: str, given: Any) -> Feature:
+    """A column by its table in ``task.columns``. Raises ConfigError."""
+    field = f"task.columns.{name}"
+    if not isinstance(given, Mapping):
+        raise ConfigError(field, 'is no table such as { type = "category", levels = ["I", "II"] }')
+    for key in given:
+        if key not in _KEYS:
+            raise unknown_key(f"{field}.{key}", [f"{field}.{one}" for one in _KEYS])
+    kind = given.get("type", "category" if "levels" in given else "number")
+    if kind not in _TYPES:
+        raise ConfigError(f"{field}.type", f"{str(kind)[:40]!r} is not one of {', '.join(_TYPES)}")
+    levels = given.get("levels", ())
+    if not isinstance(levels, list | tuple) or not all(isinstance(one, str) for one in levels):
+        raise ConfigError(f"{field}.levels", "is no list of texts in quotes")
+    if kind != "category":
+        if levels or "reference" in given:
+            raise ConfigError(f"{field}.levels", 'is for type = "category"')
+        return Feature(name)
+    return _category(field, name, tuple(levels), given.get("reference"))
+
+
+def _category(field: str, name: str, levels: tuple[str, ...], reference: Any) -> Feature:
+    if len(levels) < 2 or len(set(levels)) < len(levels) or len(levels) > MAX_LEVELS:
+        raise ConfigError(
+            f"{field}.levels",
+            f"are not 2 to {MAX_LEVELS} different texts; list the column's values",
+        )
+    if reference is not None and reference not in levels:
+        raise ConfigError(f"{field}.reference", "is not one of the levels")
+    return Feature(name, levels, levels[0] if reference is None else reference)

@@ -1,0 +1,195 @@
+"""
+The result of a regression: coefficients of the table's own columns with their errors, and how well they fit.
+
+In + - * /, sqrt and our log alone, so that all machines agree on it. p-values and intervals are added where it is shown.
+"""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fl_queue.analyses import cholesky, elementary
+from fl_queue.analyses.newton import Evaluation
+from fl_queue.protocol.arrays import Float64s
+
+if TYPE_CHECKING:
+    from fl_queue.analyses.regression import Regression
+    from fl_queue.analyses.regression_moments import Moments
+
+_LOG_2_PI = float.fromhex("0x1.d67f1c864beb5p+0")
+
+
+def result(analysis: Regression, state: np.ndarray[Any, np.dtype[np.int64]]) -> dict[str, Any]:
+    """The result of a fit that has ended."""
+    moments, point = analysis.moments(state), analysis.point(state)
+    last = analysis.last(state, moments.rows)
+    size, design = len(analysis.names), analysis.design
+    change = _change(analysis, state)
+    beta = cholesky.product(change, point.beta[:, None])[:, 0]
+    if analysis.family.has_scale:
+        beta[0] += float(analysis.scale(state).centres[-1])
+    inverse = cholesky.inverse(cholesky.factor(last.information))
+    covariance = _in_columns(change, inverse * last.dispersion)
+    found: dict[str, Any] = {
+        "sites": moments.sites,
+        "rows": moments.rows,
+        "dropped": moments.dropped,
+        "withheld": moments.withheld,
+        "family": analysis.family.name,
+        "target": design.target,
+        "class": design.classes[1] if design.classes else None,
+        "offset": design.offset or None,
+        "weights": design.weights or None,
+        "steps": analysis.one(state, "step"),
+        "decrement": point.decrement,
+        "robust": analysis.options["robust"] or None,
+        "ridge": analysis.options["ridge"],
+        "distribution": "t" if analysis.family.has_scale else "normal",
+        "degrees_of_freedom": moments.rows - size,
+    }
+    if analysis.has_robust:
+        middle = cholesky.product(cholesky.product(inverse, analysis.squares(state)), inverse)
+        if analysis.options["robust"] == "HC1":
+            middle *= moments.rows / (moments.rows - size)
+        covariance = _in_columns(change, middle)
+    errors = None if analysis.options["ridge"] else np.sqrt(np.diagonal(covariance))
+    found["coefficients"] = _coefficients(analysis, beta, errors)
+    found["covariance"] = None if errors is None else covariance.tolist()
+    found["categories"] = [] if errors is None else _tests(analysis, beta, covariance)
+    fit = _fit(analysis, state, moments, last)
+    found["fit"] = {name: value for name, value in fit.items() if value is not None}
+    return found
+
+
+def _change(analysis: Regression, state: np.ndarray[Any, np.dtype[np.int64]]) -> Float64s:
+    """The matrix (p, p) from coefficients of scaled columns to those of the table's own."""
+    scale, size = analysis.scale(state), len(analysis.names)
+    first = int(analysis.family.has_intercept)
+    found = np.zeros((size, size))
+    if first:
+        found[0, 0] = 1.0
+    for place in range(size - first):
+        unit = math.ldexp(1.0, -int(scale.powers[place]))
+        found[first + place, first + place] = unit
+        if first:
+            found[0, first + place] = -float(scale.centres[place]) * unit
+    if analysis.family.has_scale:
+        found *= math.ldexp(1.0, int(scale.powers[-1]))
+    return found
+
+
+def _in_columns(change: Float64s, covariance: Float64s) -> Float64s:
+    return cholesky.product(cholesky.product(change, covariance), np.ascontiguousarray(change.T))
+
+
+def _coefficients(
+    analysis: Regression, beta: Float64s, errors: Float64s | None
+) -> list[dict[str, Any]]:
+    first = int(analysis.family.has_intercept)
+    terms = (None,) * first + analysis.design.terms
+    found = []
+    for place, (name, term) in enumerate(zip(analysis.names, terms, strict=True)):
+        one: dict[str, Any] = {"name": name, "column": None, "level": None}
+        if term is not None:
+            one["column"] = term.feature
+            levels = next(
+                each.levels for each in analysis.design.features if each.name == term.feature
+            )
+            one["level"] = levels[term.level] if term.level >= 0 else None
+        one["coefficient"] = float(beta[place])
+        one["error"] = None if errors is None else float(errors[place])
+        found.append(one)
+    return found
+
+
+def _tests(analysis: Regression, beta: Float64s, covariance: Float64s) -> list[dict[str, Any]]:
+    """Wald's test of each category's coefficients together: b' V**-1 b, chi-square of their number."""
+    first = int(analysis.family.has_intercept)
+    found = []
+    for one in analysis.design.features:
+        places = [
+            first + place
+            for place, term in enumerate(analysis.design.terms)
+            if term.feature == one.name and term.level >= 0
+        ]
+        if not places:
+            continue
+        part = beta[places]
+        try:
+            solved = cholesky.solved(cholesky.factor(covariance[np.ix_(places, places)]), part)
+        except cholesky.DependenceError:
+            continue
+        statistic = sum(a * b for a, b in zip(part.tolist(), solved.tolist(), strict=True))
+        found.append(
+            {"column": one.name, "chi_square": statistic, "degrees_of_freedom": len(places)}
+        )
+    return found
+
+
+def _fit(
+    analysis: Regression,
+    state: np.ndarray[Any, np.dtype[np.int64]],
+    moments: Moments,
+    last: Evaluation,
+) -> dict[str, float | None]:
+    """How well the coefficients fit; None: not known with weights, an offset or a ridge."""
+    size, rows = len(analysis.names), moments.rows
+    if analysis.design.weights or analysis.options["ridge"]:
+        return {}
+    has_null = not analysis.design.offset
+    mean = moments.target.mean
+    if analysis.family.name == "linear":
+        power = int(analysis.scale(state).powers[-1])
+        residual = math.ldexp(-last.likelihood, 2 * power)
+        return _linear_fit(moments, residual, size)
+    likelihood, deviance = last.likelihood, -2.0 * last.likelihood
+    null = None
+    if analysis.family.name == "logistic" and has_null:
+        events = float(moments.target.total)
+        null = events * _log(float(mean)) + (rows - events) * _log(float(1 - mean))
+    if analysis.family.name == "poisson":
+        factorials, saturated = moments.constants
+        deviance = 2.0 * (saturated - last.likelihood)
+        likelihood -= factorials
+        if has_null:
+            total = float(moments.target.total)
+            null = total * _log(float(mean)) - total - factorials
+    return {
+        **_likelihoods(likelihood, size, rows),
+        "null_log_likelihood": null,
+        "pseudo_r2": None if null is None else 1.0 - likelihood / null,
+        "likelihood_ratio": None if null is None else 2.0 * (likelihood - null),
+        "deviance": deviance,
+        "pearson": analysis.pearson(state),
+    }
+
+
+def _linear_fit(moments: Moments, residual: float, size: int) -> dict[str, float | None]:
+    """Args: ``residual``: sum of squared residuals."""
+    rows, (total, square) = moments.rows, moments.terms[-1]
+    spread = float(square - total * total / Fraction(rows))
+    explained = spread - residual
+    likelihood = -0.5 * rows * (_LOG_2_PI + _log(residual / rows) + 1.0)
+    return {
+        **_likelihoods(likelihood, size, rows),
+        "r2": explained / spread,
+        "adjusted_r2": 1.0 - (residual / (rows - size)) / (spread / (rows - 1)),
+        "f": (explained / (size - 1)) / (residual / (rows - size)) if size > 1 else None,
+        "sigma2": residual / (rows - size),
+    }
+
+
+def _likelihoods(likelihood: float, size: int, rows: int) -> dict[str, float | None]:
+    return {
+        "log_likelihood": likelihood,
+        "aic": 2.0 * size - 2.0 * likelihood,
+        "bic": size * _log(float(rows)) - 2.0 * likelihood,
+    }
+
+
+def _log(value: float) -> float:
+    return float(elementary.log(np.array([value]))[0])
