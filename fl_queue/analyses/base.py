@@ -17,6 +17,7 @@ import numpy as np
 
 from fl_queue.analyses.differencing import Grouping
 from fl_queue.analyses.exact_digits import carry
+from fl_queue.analyses.time_grids import Curve
 from fl_queue.errors import MessageError, PolicyRefusal
 from fl_queue.protocol.arrays import Float64s, Int64s
 from fl_queue.protocol.manifest import Manifest, TensorSpec
@@ -220,6 +221,10 @@ class Analysis(ABC):
 
     def groupings(self) -> Sequence[Grouping]:
         """The ways in which rows are grouped, for comparisons with those of other questions."""
+        return ()
+
+    def curves(self) -> Sequence[Curve]:
+        """The counts of times to an event, for comparisons with those of other questions."""
         return ()
 
     @abstractmethod

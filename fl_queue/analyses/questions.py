@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+from fl_queue.analyses import time_grids
+from fl_queue.analyses.time_grids import Curve
 from fl_queue.errors import ConfigError
 
 #: Levels of a category.
@@ -27,6 +29,7 @@ class Questions:
         groups: (number, category): mean and standard deviation by level.
         tables: Pairs of categories.
         correlated: Columns of numbers.
+        curves: Questions about survival.
     """
 
     numbers: tuple[str, ...]
@@ -35,6 +38,7 @@ class Questions:
     groups: tuple[tuple[str, str], ...]
     tables: tuple[tuple[str, str], ...]
     correlated: tuple[str, ...]
+    curves: tuple[Curve, ...]
 
     @classmethod
     def of_options(cls, options: Mapping[str, Any]) -> Questions:
@@ -46,7 +50,8 @@ class Questions:
         """
         levels = {name: _levels(name, found) for name, found in options["levels"].items()}
         numbers, correlated = tuple(options["numbers"]), tuple(options["correlation"])
-        _check_numbers(numbers, correlated, levels)
+        curves = tuple(time_grids.curves_of(options, levels))
+        _check_numbers(numbers, correlated, levels, bool(curves))
         if options["quantiles"] and not numbers:
             raise ConfigError("task.quantiles", "are those of task.numbers, which is empty")
         groups = _pairs("task.groups", options["groups"], " by ")
@@ -59,12 +64,13 @@ class Questions:
                 _check_listed("task.tables", category, levels, "task.levels")
             if pair[0] == pair[1]:
                 raise ConfigError("task.tables", f"{pair[0]} stands by itself; name two categories")
-        return cls(numbers, tuple(options["quantiles"]), levels, groups, tables, correlated)
+        return cls(numbers, tuple(options["quantiles"]), levels, groups, tables, correlated, curves)
 
 
 def _check_numbers(
-    numbers: Sequence[str], correlated: Sequence[str], levels: Mapping[str, Any]
+    numbers: Sequence[str], correlated: Sequence[str], levels: Mapping[str, Any], more: bool
 ) -> None:
+    """Raise ConfigError unless these can be asked for. Args: ``more``: whether something else is."""
     for field, names in (("numbers", numbers), ("correlation", correlated)):
         _check_once(f"task.{field}", names)
         for name in names:
@@ -72,7 +78,7 @@ def _check_numbers(
                 raise ConfigError(
                     f"task.{field}", f"{name} has levels in task.levels; leave it out of one"
                 )
-    if not (numbers or levels or correlated):
+    if not (numbers or levels or correlated or more):
         raise ConfigError("task.numbers", "is empty, as task.levels is; list columns of one")
     if len(correlated) == 1:
         raise ConfigError("task.correlation", "names one column; list two or more")

@@ -1,5 +1,5 @@
 """
-Statistics of tables: rows, missing cells, means, standard deviations, quantiles, counts of levels, tables, correlations.
+Statistics of tables: rows, missing cells, means, standard deviations, quantiles, counts, correlations, survival.
 
 The first step counts and sums; where quantiles are asked for, a second one counts cells that the first has chosen.
 Of each step the state keeps the sum. Counts of few rows are withheld or joined by each site, see ``suppression``.
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fl_queue.analyses import cells, exact_digits, statistics_result, telling_sums
+from fl_queue.analyses import cells, exact_digits, statistics_result, survival, telling_sums
 from fl_queue.analyses.base import (
     Analysis,
     Block,
@@ -31,6 +31,7 @@ from fl_queue.analyses.differencing import Grouping
 from fl_queue.analyses.exact_digits import PRODUCTS, VALUES
 from fl_queue.analyses.questions import Questions
 from fl_queue.analyses.suppression import Mask, withheld, without_few
+from fl_queue.analyses.time_grids import Curve
 from fl_queue.errors import DataError, MessageError
 from fl_queue.protocol.arrays import Float64s, Int64s
 
@@ -51,7 +52,8 @@ class Statistics(Analysis):
     @property
     def columns(self) -> Columns:
         """Columns of numbers, and categories with their levels."""
-        numbers = tuple(dict.fromkeys((*self.asked.numbers, *self.asked.correlated)))
+        timed = (name for curve in self.asked.curves for name in (curve.time, curve.event))
+        numbers = tuple(dict.fromkeys((*self.asked.numbers, *self.asked.correlated, *timed)))
         return Columns(numbers, self.asked.levels)
 
     @property
@@ -78,7 +80,7 @@ class Statistics(Analysis):
         found += [f"table of {left} by {right}" for left, right in asked.tables]
         if asked.correlated:
             found.append(f"correlation of {', '.join(asked.correlated)}")
-        return found
+        return [*found, *(curve.question for curve in asked.curves)]
 
     def groupings(self) -> Sequence[Grouping]:
         """Of each category as it is counted, of each number by level, and of the rows without a gap."""
@@ -90,6 +92,10 @@ class Statistics(Analysis):
             *(Grouping(number, "", whole) for number in whole),
             *(Grouping(number, name, tuple(levels[name])) for number, name in self.asked.groups),
         ]
+
+    def curves(self) -> Sequence[Curve]:
+        """The questions about survival."""
+        return self.asked.curves
 
     # The words
 
@@ -132,6 +138,8 @@ class Statistics(Analysis):
             yield flags("withheld of correlation", 1)
             yield digits("sums of correlation", p, VALUES.words)
             yield digits("products of correlation", p * (p + 1) // 2, PRODUCTS.words)
+        for curve in asked.curves:
+            yield from survival.blocks(curve)
 
     def _second(self, sizes: Sequence[int]) -> Layout:
         """The words of the second step. Args: ``sizes``: cells of each column of numbers."""
@@ -269,6 +277,7 @@ class _FirstStep:
             "groups": self._groups,
             "tables": self._tables,
             "correlation": self._correlation,
+            "survival": self._survival,
         }
         for part in parts.values():
             found |= part()
@@ -374,6 +383,13 @@ class _FirstStep:
             "sums of correlation": np.stack(sums) * int(not mask),
             "products of correlation": np.stack(products) * int(not mask),
         }
+
+    def _survival(self) -> _Words:
+        words: _Words = {}
+        for curve in self._asked.curves:
+            codes, hidden = self._codes.get(curve.category), self._hidden.get(curve.category)
+            words |= survival.words(curve, self._table, codes, self._limits.min_cell, hidden)
+        return words
 
     def _are_few(self, rows: int, names: Sequence[str], is_whole: Mask) -> bool:
         """

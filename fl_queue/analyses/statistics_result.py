@@ -9,15 +9,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fl_queue.analyses import cells, exact_digits
+from fl_queue.analyses import cells, exact_digits, survival_curves
 from fl_queue.analyses.exact_digits import PRODUCTS, VALUES
 from fl_queue.protocol.arrays import Int64s
 
 if TYPE_CHECKING:
     from fl_queue.analyses.statistics import Statistics
+    from fl_queue.analyses.time_grids import Curve
 
 #: Names of the levels that the config does not list.
 OTHER, MISSING = "other", "missing"
+#: Name of the group of a curve without a category.
+ALL = "all"
 
 
 def result(analysis: Statistics, state: Int64s) -> dict[str, Any]:
@@ -36,6 +39,7 @@ def result(analysis: Statistics, state: Int64s) -> dict[str, Any]:
         "groups": {f"{x} by {g}": found.groups(x, g) for x, g in asked.groups},
         "tables": {f"{a} by {b}": found.table(a, b) for a, b in asked.tables},
         "correlation": found.correlation() if asked.correlated else None,
+        "survival": {curve.name: found.survival(curve) for curve in asked.curves},
     }
 
 
@@ -150,6 +154,27 @@ class _Result:
                 [_ratio(float(centred[i, j]), spread[i] * spread[j], i == j) for j in range(size)]
                 for i in range(size)
             ],
+        }
+
+    def survival(self, curve: Curve) -> dict[str, Any]:
+        """Curves of each group, and the log-rank test of the listed levels where none of them is withheld."""
+        points = np.array(curve.points)
+        events, censored, hidden = (
+            self._view(f"{kind} of survival {curve.name}")
+            for kind in ("events", "censored", "withheld")
+        )
+        names = self._names(curve.category) if curve.category else [ALL]
+        listed = len(curve.levels)
+        return {
+            "times": list(curve.points),
+            "groups": [
+                {"level": name, "withheld": int(hidden[group])}
+                | survival_curves.kaplan_meier(points, events[group], censored[group])
+                for group, name in enumerate(names)
+            ],
+            "log_rank": None
+            if hidden[:listed].any()
+            else survival_curves.log_rank(events[:listed], censored[:listed]),
         }
 
 

@@ -29,9 +29,15 @@ from fl_queue.config.run_config import RunConfig
 from fl_queue.coordinator.rounds import runs
 from fl_queue.errors import ConfigError
 from fl_queue.experiments import launching
-from fl_queue.reporting import analysis_result, progress, rich_console
+from fl_queue.reporting import analysis_result, progress, rich_console, survival_tables
 
-_output = output_option("Write the result to this JSON file, too.", required=False)
+#: Suffixes of plots.
+_PLOTS = (".png", ".svg", ".pdf")
+
+_output = output_option(
+    "Write the result to this JSON file, too; a .png, .svg or .pdf shows its survival curves.",
+    required=False,
+)
 
 
 @click.command()
@@ -136,7 +142,10 @@ def _here(
 
 
 def _show(found: Mapping[str, Any], output: Path | None, as_json: bool) -> None:
-    if output is not None:
+    found = survival_tables.with_p_values(found)
+    if output is not None and output.suffix.lower() in _PLOTS:
+        survival_tables.plot(output, found)
+    elif output is not None:
         files.write(output, json.dumps(found, indent=2, sort_keys=True).encode() + b"\n")
     if as_json:
         print_json(found)

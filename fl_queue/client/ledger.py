@@ -22,6 +22,7 @@ import numpy.typing as npt
 from blake3 import blake3
 
 from fl_queue.analyses.differencing import Grouping
+from fl_queue.analyses.time_grids import Curve
 from fl_queue.client.policy import SitePolicy
 from fl_queue.common import files
 from fl_queue.common.safe_json import dumps
@@ -54,6 +55,7 @@ class Entry:
         numbers: Words that were shown.
         policy: Digest of the site's policy.
         groupings: How rows were grouped: number, category and levels of each question that does.
+        curves: Times to an event that were counted: time, event, category, levels and times of each question.
         state: Digest of the earlier step's sum, from which this one was laid out; empty: it is the first.
     """
 
@@ -71,6 +73,7 @@ class Entry:
     policy: str
     groupings: tuple[tuple[str, str, tuple[str, ...]], ...] = ()
     state: str = ""
+    curves: tuple[tuple[str, str, str, tuple[str, ...], tuple[float, ...]], ...] = ()
 
     @property
     def grouped(self) -> list[Grouping]:
@@ -126,6 +129,10 @@ class Ledger:
     def groupings(self) -> set[Grouping]:
         """How rows were grouped in earlier questions, of any file: two may hold the same rows."""
         return {one for entry in self.entries() for one in entry.grouped}
+
+    def curves(self) -> set[Curve]:
+        """Times to an event that were counted in earlier questions, of any file."""
+        return {Curve(*one) for entry in self.entries() for one in entry.curves}
 
     @contextmanager
     def asking(self) -> Iterator[None]:
@@ -285,7 +292,11 @@ def _entry(raw: dict[str, Any]) -> Entry:
             raise TypeError(name)
     groupings = ((number, name, tuple(levels)) for number, name, levels in raw["groupings"])
     listed = {name: tuple(raw[name]) for name in ("questions", "columns")}
-    return Entry(**{**raw, **listed, "groupings": tuple(groupings)})
+    curves = (
+        (time, event, name, tuple(levels), tuple(points))
+        for time, event, name, levels, points in raw.get("curves", ())
+    )
+    return Entry(**{**raw, **listed, "groupings": tuple(groupings), "curves": tuple(curves)})
 
 
 def _beyond(these: Rows, those: Rows) -> int:

@@ -6,16 +6,18 @@ Everything that an analysis shows of rows passes ``answer``. No Redis and no tor
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 from blake3 import blake3
 
+from fl_queue.analyses import survival
 from fl_queue.analyses.base import Analysis
 from fl_queue.analyses.differencing import Grouping, isolates_few
 from fl_queue.analyses.suppression import without_few
+from fl_queue.analyses.time_grids import Curve
 from fl_queue.client import ledger, policy, table_file
 from fl_queue.client.ledger import Entry, Ledger, Rows
 from fl_queue.client.policy import SitePolicy
@@ -97,7 +99,9 @@ def read(site: WorkerSettings, config: RunConfig) -> SiteTable:
     taken = fingerprint.taken([whole])
     book = Ledger(site.state_dir)
     groupings = {*book.groupings(), *analysis.groupings()}
+    curves = {*book.curves(), *analysis.curves()}
     beside = {name for grouping in groupings for name in grouping.columns}
+    beside |= {curve.category for curve in curves}
     found = table_file.read(path, analysis.columns, rules, beside)
     rules.check_levels(analysis.columns.categories)
     return SiteTable(analysis, found, rules, whole, taken, book)
@@ -132,8 +136,9 @@ class KeptTable:
 
     @staticmethod
     def _key_of(site: WorkerSettings, config: RunConfig, file: str) -> tuple[Any, ...]:
-        rules, groupings = policy.read(site.policy), Ledger(site.state_dir).groupings()
-        return fingerprint.taken([file]), site, config.to_dict(), rules, groupings
+        rules, book = policy.read(site.policy), Ledger(site.state_dir)
+        earlier = (book.groupings(), book.curves())
+        return fingerprint.taken([file]), site, config.to_dict(), rules, earlier
 
 
 def preview(site: WorkerSettings, config: RunConfig) -> dict[str, Any]:
@@ -184,6 +189,7 @@ def answer(site: WorkerSettings, request: Request, found: SiteTable, state: Int6
             policy=rules.digest,
             state=blake3(state.astype("<i8").tobytes()).hexdigest() if state.any() else "",
             groupings=tuple((one.number, one.category, one.levels) for one in analysis.groupings()),
+            curves=tuple(map(astuple, analysis.curves())),
         ),
         found.hashes,
         rules,
@@ -202,6 +208,30 @@ def _check_differences(found: SiteTable) -> None:
                 raise PolicyRefusal(
                     f"{_named(one)}, and what was asked before or with it, differ by too few rows (min_cell)"
                 )
+    _check_curves(found)
+
+
+def _check_curves(found: SiteTable) -> None:
+    """Raise PolicyRefusal if counts of times, and those of this or an earlier question, differ by a few rows."""
+    asked, table = found.analysis.curves(), found.read.table
+    for one in asked:
+        for other in sorted({*asked, *found.book.curves()}, key=repr):
+            codes = [_curve_codes(found, curve) for curve in (one, other)]
+            if one.is_compared(other) and survival.differ_by_few(
+                one, other, table, codes, found.policy.min_cell
+            ):
+                raise PolicyRefusal(
+                    f"survival {one.name}, and what was asked before or with it at other times, differ by too few rows "
+                    "(min_cell)"
+                )
+
+
+def _curve_codes(found: SiteTable, curve: Curve) -> Int64s | None:
+    """The group of each row; None: the curve has no groups, or its category is no column (any more)."""
+    if curve.category not in found.read.texts:
+        return None
+    codes = table_file.codes_of(found.read.texts[curve.category], curve.levels)
+    return without_few(codes, len(curve.levels), found.policy.min_cell)
 
 
 def _differ_by_few(found: SiteTable, one: Grouping, other: Grouping) -> bool:

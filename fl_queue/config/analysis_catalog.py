@@ -34,7 +34,7 @@ class AnalysisEntry:
 ANALYSES: dict[str, AnalysisEntry] = {
     "statistics": AnalysisEntry(
         Statistics,
-        "rows, missing cells, means, quantiles, counts, tables and correlations of the sites' tables",
+        "rows, missing cells, means, quantiles, counts, tables, correlations and survival curves of the sites' tables",
         {
             "file": Option(
                 "str",
@@ -66,6 +66,26 @@ ANALYSES: dict[str, AnalysisEntry] = {
                 "strs",
                 (),
                 "columns of numbers whose correlations are computed, over rows without a gap",
+            ),
+            "survival": Option(
+                "strs",
+                (),
+                'survival curves, such as ["months died", "months died by sex"]: columns of times and of events (1 and 0), and a category of task.levels',
+                newer=True,
+            ),
+            "time_grid": Option(
+                "floats",
+                (),
+                "times at which the curves are known, such as [0, 30, 60, 90]; events are counted in the intervals between them",
+                low=0,
+                newer=True,
+            ),
+            "time_width": Option(
+                "float",
+                0.0,
+                "width of the intervals, where task.time_grid is the first and the last time; 0: task.time_grid has all times",
+                low=0,
+                newer=True,
             ),
         },
         questions.check,

@@ -353,7 +353,8 @@ def task_options(task: str, given: dict[str, Any]) -> dict[str, Any]:
 
 def recorded_options(task: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """The ``[task]`` table as it is recorded with a run: without newer options at their defaults."""
-    known = TASKS[task].options if task in TASKS else {}
+    entry = TASKS.get(task) or ANALYSES.get(task)
+    known = entry.options if entry is not None else {}
     return {
         key: value
         for key, value in options.items()

@@ -13,7 +13,7 @@ from fl_queue.coordinator.rounds import runs
 from fl_queue.errors import RunStateError
 from fl_queue.models.model_store import ModelStore
 from fl_queue.protocol import tensor_layout
-from fl_queue.reporting import rich_console
+from fl_queue.reporting import rich_console, survival_tables
 from fl_queue.store import RunState, Store
 
 #: Shown for a number that there is not.
@@ -69,6 +69,7 @@ def renderables(found: Mapping[str, Any]) -> Iterator[RenderableType]:
         yield from _crossed(name, table)
     if found["correlation"] is not None:
         yield from _matrix(found["correlation"])
+    yield from survival_tables.renderables(found["survival"])
     for line in (_withheld(found), _few(found)):
         if line:
             yield rich_console.text(line)
@@ -147,7 +148,8 @@ def _withheld(found: Mapping[str, Any]) -> str:
         site for table in found["tables"].values() for row in table["withheld"] for site in row
     )
     correlated = found["correlation"] is not None and bool(found["correlation"]["withheld"])
-    if crossed or correlated or any(row["withheld"] for row in listed):
+    survival = survival_tables.is_withheld(found["survival"])
+    if crossed or correlated or survival or any(row["withheld"] for row in listed):
         return (
             "* withheld by one site or more, whose rows are not counted there (--json: by how many)"
         )

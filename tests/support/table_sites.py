@@ -48,13 +48,18 @@ def table(rows: int, seed: int) -> pd.DataFrame:
     return frame
 
 
-def start_sites(federation: Federation, tables: Sequence[pd.DataFrame], policy: str = "") -> None:
+def start_sites(
+    federation: Federation,
+    tables: Sequence[pd.DataFrame],
+    policy: str = "",
+    file: str = "table.csv",
+) -> None:
     """Start a client worker for each table, with its own data folder and state folder."""
     for number, frame in enumerate(tables, 1):
         name = f"site-{number}"
         folder = federation.folder / name
         folder.mkdir()
-        frame.to_csv(folder / "table.csv", index=False)
+        frame.to_csv(folder / file, index=False)
         rules = federation.folder / f"{name}.toml"
         rules.write_text(policy)
         federation.start(name, "--data", str(folder), "--policy", str(rules))

@@ -72,6 +72,42 @@ def test_groups_that_differ_by_a_few_rows_are_refused(site: WorkerSettings) -> N
     assert list(Ledger(site.state_dir).entries()) == []
 
 
+def asked_at(*times: float, by: str = "") -> RunConfig:
+    """A question about survival at these times."""
+    levels = {"sex": ["F", "M"]} if by else {}
+    return config(survival=[f"months died{by}"], time_grid=list(times), levels=levels)
+
+
+@pytest.mark.parametrize(
+    ("earlier", "later", "is_refused"),
+    [
+        (asked_at(5, 10), asked_at(5.5, 10), True),
+        (asked_at(5, 10, by=" by sex"), asked_at(5.5, 10), True),
+        (asked_at(5, 10), asked_at(5.5, 10, by=" by sex"), True),
+        (asked_at(5, 10, by=" by sex"), asked_at(5.5, 10, by=" by sex"), True),
+        (asked_at(5, 10), asked_at(2, 5, 8, 10), False),
+        (asked_at(5, 10, by=" by sex"), asked_at(2, 5, 8, 10), False),
+    ],
+)
+def test_times_that_cut_off_a_few_rows_are_refused(
+    site: WorkerSettings, earlier: RunConfig, later: RunConfig, is_refused: bool
+) -> None:
+    """Each grid has rows enough in each interval; the one row between 5 and 5.5 follows from two of them."""
+    rows = [f"{row // 20 + 1},{row % 2},{'FM'[row % 4 // 2]}" for row in range(200)]
+    text = "\n".join(["months,died,sex", *rows, "5,0,F", "5.5,0,F"])
+    (Path(site.data_dir) / "table.csv").write_text(text + "\n")
+    answer(site, later, "s")
+    book = Ledger(site.state_dir)
+    assert book.curves() == {*later.analysis.curves()}  # type: ignore[union-attr]
+    assert len(book.curves()) == 1
+    if not is_refused:
+        answer(site, earlier)
+        return
+    with pytest.raises(PolicyRefusal, match=r"survival months died.* differ by too few rows"):
+        answer(site, earlier)
+    assert [entry.run_id for entry in book.entries()] == ["s"]
+
+
 def test_groups_of_an_earlier_question_are_compared_too(site: WorkerSettings) -> None:
     """Asked one after the other, in two runs."""
     answer(site, config(numbers=["age"], levels={"hospital": ["x"]}, groups=["age by hospital"]))

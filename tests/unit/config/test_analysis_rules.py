@@ -62,6 +62,25 @@ def test_a_config_of_statistics_is_one_after_it_was_recorded() -> None:
         ({"tables": ["sex by ward"]}, "task.tables"),
         ({"correlation": ["age"]}, "task.correlation"),
         ({"correlation": ["age", "sex"]}, "task.correlation"),
+        ({"survival": ["months died"]}, "task.time_grid"),
+        ({"time_grid": [0, 30]}, "task.time_grid"),
+        ({"survival": ["months"], "time_grid": [0, 30]}, "task.survival"),
+        ({"survival": ["months months"], "time_grid": [0, 30]}, "task.survival"),
+        ({"survival": ["months died by ward"], "time_grid": [0, 30]}, "task.survival"),
+        ({"survival": ["months died by"], "time_grid": [0, 30]}, "task.survival"),
+        ({"survival": ["months sex"], "time_grid": [0, 30]}, "task.survival"),
+        ({"survival": ["months died"] * 2, "time_grid": [0, 30]}, "task.survival"),
+        ({"survival": ["months died"], "time_grid": [30, 0]}, "task.time_grid"),
+        ({"survival": ["months died"], "time_grid": [-1, 0]}, "task.time_grid"),
+        ({"survival": ["months died"], "time_grid": [0.0] * 10_001}, "task.time_grid"),
+        (
+            {"survival": ["months died"], "time_grid": [0, 1, 2], "time_width": 1},
+            "task.time_grid",
+        ),
+        (
+            {"survival": ["months died"], "time_grid": [0, 1e9], "time_width": 1},
+            "task.time_width",
+        ),
         ({"file": "/etc/passwd"}, "task.file"),
         ({"missing": ["x"]}, "task.missing"),
     ],
@@ -71,6 +90,16 @@ def test_questions_that_cannot_be_asked(task: dict[str, Any], field: str) -> Non
     with pytest.raises(ConfigError) as refused:
         config(task)
     assert refused.value.field == field
+
+
+def test_questions_about_survival_alone() -> None:
+    """They need no other; without them a config has the digest that older workers compute."""
+    asked = {"numbers": [], "levels": {}, "survival": ["months died"]}
+    found = config({**asked, "time_grid": [0, 12], "time_width": 3}).analysis
+    assert found is not None
+    assert found.columns.names == ("died", "months")
+    assert found.questions() == ["survival months died: 5 times from 0 to 12"]
+    assert {"survival", "time_grid", "time_width"}.isdisjoint(config().record()["task"])
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,140 @@
+"""Survival curves of an analysis' result: as tables of text, and as a plot."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import RenderableType
+
+from fl_queue.common import escaping
+from fl_queue.errors import ConfigError
+from fl_queue.reporting import p_values, plotting, rich_console
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+#: Times of a curve that a table shows.
+_SHOWN = 12
+
+Found = Mapping[str, Any]
+
+
+def with_p_values(found: Found) -> dict[str, Any]:
+    """A result with the p-values of its log-rank tests."""
+    completed = {}
+    for name, curve in found.get("survival", {}).items():
+        if (test := curve["log_rank"]) is not None:
+            p = p_values.chi_square(test["chi_square"], test["degrees_of_freedom"])
+            curve = {**curve, "log_rank": {**test, "p": p}}
+        completed[name] = curve
+    return {**found, **({"survival": completed} if completed else {})}
+
+
+def renderables(found: Mapping[str, Found]) -> Iterator[RenderableType]:
+    """The curves of a result as tables. Args: ``found``: its ``survival``."""
+    for name, curve in found.items():
+        groups = [group for group in curve["groups"] if group["rows"] or group["withheld"]]
+        yield _summary(name, groups)
+        yield _curves(curve["times"], [group for group in groups if group["rows"]])
+        if (test := curve["log_rank"]) is not None:
+            yield rich_console.text(
+                f"log-rank chi-square {test['chi_square']:.6g}, degrees of freedom {test['degrees_of_freedom']}, "
+                f"p {p_values.text(test.get('p'))}"
+            )
+
+
+def is_withheld(found: Mapping[str, Found]) -> bool:
+    """Whether a site has withheld a group of a curve."""
+    return any(group["withheld"] for curve in found.values() for group in curve["groups"])
+
+
+def _summary(name: str, groups: Sequence[Found]) -> RenderableType:
+    table = rich_console.table(f"survival {name}", "rows", "events", "median", "95 %")
+    for group in groups:
+        mark = "*" if group["withheld"] else ""
+        if not group["rows"]:
+            table.add_row(f"{group['level']}{mark}", "-", "-", "-", "-")
+            continue
+        table.add_row(
+            f"{group['level']}{mark}",
+            f"{group['rows']:,}",
+            f"{sum(group['events']):,}",
+            _time(group["median"]),
+            "-" if group["median_low"] is None else _bracket(group),
+        )
+    return table
+
+
+def _time(value: float | None) -> str:
+    """A time; "-": the curve stays above a half."""
+    return "-" if value is None else f"{value:g}"
+
+
+def _bracket(group: Found) -> str:
+    return f"{_time(group['median_low'])} to {_time(group['median_high'])}"
+
+
+def _curves(times: Sequence[float], groups: Sequence[Found]) -> RenderableType:
+    headers = (header for group in groups for header in ("at risk", f"S, {group['level']}"))
+    table = rich_console.table("time", *headers)
+    for place in _spread(len(times)):
+        cells = []
+        for group in groups:
+            low, high = group["low"][place], group["high"][place]
+            shown = f"{group['survival'][place]:.4f} [{low:.4f}, {high:.4f}]"
+            cells += [f"{group['at_risk'][place]:,}", shown]
+        table.add_row(f"{times[place]:g}", *cells)
+    return table
+
+
+def _spread(count: int) -> list[int]:
+    """Places of a few times, the first and the last one among them."""
+    steps = min(count, _SHOWN) - 1
+    return [0] if not steps else [round(step * (count - 1) / steps) for step in range(steps + 1)]
+
+
+def plot(path: Path, found: Found) -> None:
+    """
+    Draw each question's curves, with their 95 % intervals.
+
+    Args:
+        found: A result.
+
+    Raises:
+        ConfigError: It has no curve; matplotlib is not installed, or does not know the format.
+        DataError: The file cannot be written.
+    """
+    curves = found.get("survival", {})
+    if not curves:
+        raise ConfigError(
+            "--output", "draws survival curves, and none was asked for; write a .json"
+        )
+    figure = plotting.new_figure(7.0, 1.0 + 3.6 * len(curves))
+    axes = figure.subplots(len(curves), 1, squeeze=False)[:, 0]
+    for each, (name, curve) in zip(axes, curves.items(), strict=True):
+        _draw(each, name, curve)
+    plotting.save(figure, path)
+
+
+def _draw(axes: Axes, name: str, curve: Found) -> None:
+    groups = [group for group in curve["groups"] if group["rows"]]
+    times = curve["times"]
+    starts_late = times[0] > 0
+    ends = [0.0, *times] if starts_late else list(times)
+    for colour, group in zip(plotting.colours(len(groups)), groups, strict=True):
+        steps = [
+            [1.0, *group[key]] if starts_late else group[key] for key in ("survival", "low", "high")
+        ]
+        label = escaping.plotted(f"{group['level']} ({group['rows']:,})")
+        axes.step(ends, steps[0], where="post", color=colour, label=label)
+        axes.fill_between(ends, steps[1], steps[2], step="post", color=colour, alpha=0.2, lw=0)
+    axes.set_ylim(0, 1.02)
+    axes.set_xlabel(escaping.plotted(name.split()[0]))
+    axes.set_ylabel("survival")
+    title = name
+    if curve["log_rank"] is not None:
+        title += f": log-rank p {p_values.text(curve['log_rank'].get('p'))}"
+    axes.set_title(escaping.plotted(title))
+    axes.legend(frameon=False)

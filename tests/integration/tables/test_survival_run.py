@@ -1,0 +1,83 @@
+"""The guide of survival with real sites: its config and its commands, as they stand there."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from lifelines.datasets import load_rossi
+
+from fl_queue.store.embedded.server_pair import start
+from tests.support.checkout import ROOT
+from tests.support.federation import Federation
+from tests.support.server_binaries import chosen_server
+from tests.support.table_sites import start_sites
+
+GUIDE = (ROOT / "docs/guides/survival.md").read_text()
+
+
+def block(name: str) -> str:
+    """The config of the guide that begins with the comment of that file name."""
+    found = re.search(rf"^```toml\n(# {re.escape(name)}\n.*?)^```", GUIDE, re.DOTALL | re.MULTILINE)
+    assert found, name
+    return found[1]
+
+
+def words(begin: str) -> list[str]:
+    """The command of the guide that begins like this, without ``fl-queue``."""
+    line = next(line for line in GUIDE.splitlines() if line.startswith(f"fl-queue {begin}"))
+    return shlex.split(line, comments=True)[1:]
+
+
+@pytest.fixture(scope="module")
+def sites(tmp_path_factory: pytest.TempPathFactory, no_process_left: None) -> Iterator[Federation]:
+    """An aggregator and three sites with a third of the Rossi data each."""
+    folder = tmp_path_factory.mktemp("survival")
+    rossi = load_rossi()
+    parts = [rossi[rossi.index % 3 == site] for site in range(3)]
+    with start(folder / "state", server=chosen_server()) as redis:
+        made = Federation(redis, folder, clients=0, evaluator=False)
+        try:
+            start_sites(made, parts, "min_cell = 1\n", "rossi.csv")
+            yield made
+        finally:
+            made.close()
+
+
+def command(
+    sites: Federation, folder: Path, line: list[str], *more: str
+) -> subprocess.CompletedProcess[str]:
+    """Run a command of the guide in a folder, on the servers of these sites."""
+    return subprocess.run(
+        [sys.executable, "-m", "fl_queue", *line, *more, "--state-dir", str(sites.redis.state_dir)],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=sites.environment,
+        check=False,
+    )
+
+
+def test_the_curves_of_the_guide(sites: Federation, tmp_path: Path) -> None:
+    """Those of the pooled table; shown again as a picture."""
+    (tmp_path / "curves.toml").write_text(block("curves.toml"))
+    done = command(sites, tmp_path, words("statistics curves.toml"), "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert (found["sites"], found["rows"]) == (3, 432)
+    [group] = found["survival"]["week arrest"]["groups"]
+    assert group["survival"][52] == pytest.approx(0.73611111, abs=5e-9)
+    assert found["survival"]["week arrest by fin"]["log_rank"]["p"] == pytest.approx(
+        0.050116, abs=5e-7
+    )
+    shown = command(sites, tmp_path, words("result curves"))
+    assert shown.returncode == 0, shown.stderr
+    assert "log-rank chi-square 3.83757" in shown.stdout
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
