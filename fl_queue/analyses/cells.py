@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fl_queue.errors import MessageError
-from fl_queue.protocol.arrays import Float64s, Int64s
+from fl_queue.protocol.arrays import Float32s, Float64s, Int64s
 
 #: Bits of a key that the first step looks at, and the cells that makes.
 COARSE_BITS = 12
@@ -69,6 +69,34 @@ def placed(found: Keys, least: int) -> Keys:
     return np.repeat(ordered[(starts + ends - 1) // 2], ends - starts)
 
 
+def cut_bits(counts: Int64s) -> Int64s:
+    """
+    How finely coarse cells are cut: see ``FineCells.of_counts``.
+
+    Args:
+        counts: (4096,) sum over the sites.
+
+    Returns:
+        (4096,) of each coarse cell the exponent of its number of parts; -1: it is joined to the empty one before.
+
+    Raises:
+        MessageError: A count is negative.
+    """
+    if counts.min() < 0:
+        raise MessageError("a count of cells is negative")
+    # Not of int64: a state may come with counts whose sum is none.
+    rows = sum(counts.tolist())
+    # Each coarse cell that has rows, and the first of the empty ones in a row.
+    is_first = np.concatenate(([True], counts[:-1] > 0))
+    found = np.where((counts > 0) | is_first, 0, -1)
+    for coarse in np.flatnonzero(counts > 0).tolist():
+        count, bits = int(counts[coarse]), 0
+        while (rows << bits) < (count << FINE_BITS):
+            bits += 1
+        found[coarse] = bits
+    return found
+
+
 @dataclass(frozen=True)
 class FineCells:
     """
@@ -94,22 +122,35 @@ class FineCells:
         Raises:
             MessageError: A count is negative.
         """
-        if counts.min() < 0:
-            raise MessageError("a count of cells is negative")
-        # Not of int64: a state may come with counts whose sum is none.
-        rows, pieces = sum(counts.tolist()), []
-        # Each coarse cell that has rows, and the first of the empty ones in a row.
-        is_first = np.concatenate(([True], counts[:-1] > 0))
-        for coarse in np.flatnonzero((counts > 0) | is_first).tolist():
-            count, bits = int(counts[coarse]), 0
-            while (rows << bits) < (count << FINE_BITS):
-                bits += 1
-            width = 1 << (_SHIFT - bits)
-            pieces.append((coarse << _SHIFT) + width * np.arange(1 << bits, dtype=np.uint64))
+        return cls.of_bits(cut_bits(counts))
+
+    @classmethod
+    def of_bits(cls, bits: Int64s) -> FineCells:
+        """
+        Cut each coarse cell into a power of two of equal parts.
+
+        Args:
+            bits: (4096,) of each the exponent; -1: it belongs to the cell before.
+
+        Raises:
+            MessageError: An exponent is none of ``cut_bits``.
+        """
+        if bits.min() < -1 or bits.max() > FINE_BITS or bits[0] < 0:
+            raise MessageError("a coarse cell is cut into parts that no counts make")
+        pieces = []
+        for coarse in np.flatnonzero(bits >= 0).tolist():
+            cut = int(bits[coarse])
+            width = 1 << (_SHIFT - cut)
+            pieces.append((coarse << _SHIFT) + width * np.arange(1 << cut, dtype=np.uint64))
         return cls(np.concatenate(pieces).astype(np.uint64))
 
     def __len__(self) -> int:
         return len(self.starts)
+
+    @property
+    def lows(self) -> Float32s:
+        """The lowest float32 of each cell, (C,); of a cell of NaN an infinity."""
+        return np.array([_number(int(start)) for start in self.starts], np.float32)
 
     def counts(self, found: Keys) -> Int64s:
         """Count keys by cell, (C,)."""

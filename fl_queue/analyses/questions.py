@@ -48,7 +48,7 @@ class Questions:
         Raises:
             ConfigError: Names the option, and the fix.
         """
-        levels = {name: _levels(name, found) for name, found in options["levels"].items()}
+        levels = {name: levels_of(name, found) for name, found in options["levels"].items()}
         numbers, correlated = tuple(options["numbers"]), tuple(options["correlation"])
         curves = tuple(time_grids.curves_of(options, levels))
         _check_numbers(numbers, correlated, levels, bool(curves))
@@ -72,7 +72,7 @@ def _check_numbers(
 ) -> None:
     """Raise ConfigError unless these can be asked for. Args: ``more``: whether something else is."""
     for field, names in (("numbers", numbers), ("correlation", correlated)):
-        _check_once(f"task.{field}", names)
+        check_once(f"task.{field}", names)
         for name in names:
             if name in levels:
                 raise ConfigError(
@@ -100,13 +100,14 @@ def quantiles_problem(values: Sequence[float]) -> str | None:
     )
 
 
-def _levels(name: str, found: Any) -> tuple[str, ...]:
+def levels_of(name: str, found: Any) -> tuple[str, ...]:
+    """The levels of a category in ``task.levels``. Raises ConfigError: they are no list of texts."""
     field = f"task.levels.{name}"
     if not isinstance(found, tuple) or not found or not all(type(one) is str for one in found):
         raise ConfigError(field, 'is no list of texts, such as ["F", "M"]')
     if len(found) > MAX_LEVELS:
         raise ConfigError(field, f"has {len(found)} levels; {MAX_LEVELS} at most")
-    _check_once(field, found)
+    check_once(field, found)
     if "" in found:
         raise ConfigError(field, "holds an empty text, which is a missing cell; leave it out")
     return found
@@ -119,11 +120,12 @@ def _pairs(field: str, texts: Sequence[str], between: str) -> tuple[tuple[str, s
         if not (found and left.strip() and right.strip()):
             raise ConfigError(field, f"{text!r} is no pair such as `age by sex`")
         pairs.append((left.strip(), right.strip()))
-    _check_once(field, [f"{left}{between}{right}" for left, right in pairs])
+    check_once(field, [f"{left}{between}{right}" for left, right in pairs])
     return tuple(pairs)
 
 
-def _check_once(field: str, names: Sequence[str]) -> None:
+def check_once(field: str, names: Sequence[str]) -> None:
+    """Raise ConfigError if a name stands twice."""
     for name in names:
         if names.count(name) > 1:
             raise ConfigError(field, f"{name} stands twice; leave one out")
