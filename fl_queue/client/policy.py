@@ -19,15 +19,31 @@ from blake3 import blake3
 from fl_queue.analyses.base import Limits
 from fl_queue.common.options import Option, as_plain, unknown_key
 from fl_queue.common.safe_json import dumps
-from fl_queue.errors import ConfigError, PolicyRefusal
+from fl_queue.config.analysis_catalog import ANALYSES
+from fl_queue.config.run_config import RunConfig
+from fl_queue.config.task_catalog import columns_of
+from fl_queue.errors import ConfigError, DataError, PolicyRefusal
 
 #: Name of the field in messages, and its option.
 _FILE = "--policy"
 
+#: A training of a model, and metrics of one that is given, beside the analyses.
+_TRAIN, _EVALUATE = "train", "evaluate"
+_KINDS = (*ANALYSES, _TRAIN, _EVALUATE)
+
+
+def _allow_problem(names: tuple[str, ...]) -> str | None:
+    wrong = [name for name in names if name not in _KINDS]
+    return f"{wrong[0][:40]!r} is not one of {', '.join(_KINDS)}" if wrong else None
+
+
 #: Name -> type, default, limits and text of each rule.
 RULES: dict[str, Option] = {
     "min_rows": Option(
-        "int", 50, "fewest rows of a table that anything is made of, 1 or more", low=1
+        "int",
+        50,
+        "fewest rows of a table, and of the training part of any data, that anything is made of, 1 or more",
+        low=1,
     ),
     "min_cell": Option(
         "int", 10, "fewest rows behind any number that is shown, 1 or more; 1: any", low=1
@@ -49,6 +65,17 @@ RULES: dict[str, Option] = {
     "never": Option(
         "strs", (), 'columns that do not exist for a question, patterns such as ["name", "*_id"]'
     ),
+    "allow": Option(
+        "strs",
+        (),
+        f"what is answered: {', '.join(_KINDS)}; empty: all that the worker's --task-allow lets in",
+        check=_allow_problem,
+    ),
+    "share": Option(
+        "bool",
+        False,
+        "a config may have the site train with a share of its rows (data.partition other than site, train_per_class), and so choose which",
+    ),
 }
 
 
@@ -58,7 +85,7 @@ class SitePolicy:
     The rules of a site.
 
     Args:
-        min_rows, min_cell, dominance, max_questions, max_levels, columns, never: See ``RULES``.
+        min_rows, min_cell, dominance, max_questions, max_levels, columns, never, allow, share: See ``RULES``.
     """
 
     min_rows: int = RULES["min_rows"].default
@@ -68,6 +95,8 @@ class SitePolicy:
     max_levels: int = RULES["max_levels"].default
     columns: tuple[str, ...] = ()
     never: tuple[str, ...] = ()
+    allow: tuple[str, ...] = ()
+    share: bool = False
 
     @classmethod
     def of_mapping(cls, given: Mapping[str, Any]) -> SitePolicy:
@@ -107,6 +136,37 @@ class SitePolicy:
                 raise PolicyRefusal(
                     f"{name} has more levels than a question may list ({self.max_levels}, max_levels)"
                 )
+
+    def check_asked(self, kind: str) -> None:
+        """Raise PolicyRefusal unless an analysis of this name is answered."""
+        if self.allow and kind not in self.allow:
+            raise PolicyRefusal(f"{kind} is not in its list (allow)")
+
+    def check_training(self, config: RunConfig, *, is_evaluated: bool = False) -> None:
+        """
+        Raise PolicyRefusal unless a model is trained here by a config, and DataError for columns that are hidden.
+
+        Args:
+            is_evaluated: Metrics alone are asked for.
+        """
+        kinds = {_TRAIN, _EVALUATE} if is_evaluated else {_TRAIN}
+        if self.allow and not kinds & {*self.allow}:
+            raise PolicyRefusal(
+                f"{_EVALUATE if is_evaluated else _TRAIN} is not in its list (allow)"
+            )
+        data = config.data
+        chosen = data.train_per_class or data.validation_per_class
+        if not self.share and (data.partition != "site" or chosen):
+            field = "data.train_per_class" if data.partition == "site" else "data.partition"
+            raise PolicyRefusal(
+                f"{field} has the client train with a share of its rows (share); set data.partition to site"
+            )
+        names = columns_of(config.run.task, config.task)
+        if names is None and (self.columns or self.never):
+            raise PolicyRefusal("the config has to list its columns in task.features")
+        for name in names or ():
+            if not self._is_visible(name):
+                raise DataError("table", f"has no column {name}", public=True)
 
     def _is_visible(self, name: str) -> bool:
         if any(fnmatchcase(name, pattern) for pattern in self.never):

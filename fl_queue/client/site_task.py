@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fl_queue.client import policy
 from fl_queue.client.site import WorkerSettings
 from fl_queue.config.run_config import RunConfig
 from fl_queue.protocol.trainer_messages import Call, Request
@@ -33,7 +34,9 @@ def context_of(
         ranks: The processes that train together.
 
     Raises:
-        ConfigError: Only the config names this client's folder.
+        ConfigError: Only the config names this client's folder, or the site's policy cannot be used.
+        PolicyRefusal: The policy does not let it train.
+        DataError: The policy hides a column.
     """
     place: Place = {
         "share": request.share,
@@ -46,9 +49,14 @@ def context_of(
     }
     # Test data are the evaluator's own, and no client's.
     if request.call != Call.score:
+        rules = policy.read(site.policy) if site.policy else None
+        if rules is not None:
+            # Whether it can be read is asked before either.
+            rules.check_training(config, is_evaluated=request.call in (Call.evaluate, Call.facts))
         place |= {
             "max_examples": site.max_examples,
             "min_examples": site.min_examples,
+            "min_training": rules.min_rows if rules is not None else 0,
             "min_batch": site.min_step_examples,
         }
     return ClientContext.of(

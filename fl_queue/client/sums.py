@@ -91,6 +91,7 @@ def read(site: WorkerSettings, config: RunConfig) -> SiteTable:
         DataError: The table cannot be read.
     """
     analysis, rules = check_allowed(site, config), policy.read(site.policy)
+    rules.check_asked(config.run.task)
     folder, file = site.data_folder(config), str(config.task["file"])
     if not folder:
         raise ConfigError("data.dir", "is empty; start the worker with --data FOLDER", public=True)

@@ -152,8 +152,7 @@ def check_data(data: DataSection, task: str, options: Mapping[str, Any], count: 
     for name in SKEWS:
         if getattr(data, name):
             _check_skew(f"data.{name}", data.partition, task)
-    if data.partition == "quantity_sizes":
-        _check_sizes(data, count)
+    _check_sizes(data, count)
     if data.partition == "label_count":
         classes = _class_count(task, options)
         if classes and data.labels_per_client > classes:
@@ -166,8 +165,15 @@ def check_data(data: DataSection, task: str, options: Mapping[str, Any], count: 
 
 
 def _check_sizes(data: DataSection, count: int) -> None:
-    """Raise ConfigError unless there is a size for each share. Args: ``count``: as of ``check_data``."""
+    """Raise ConfigError unless there is a size for each share where sizes count. Args: ``count``: as of ``check_data``."""
     given = len(data.sizes)
+    if data.partition != "quantity_sizes":
+        if given:
+            raise ConfigError(
+                "data.sizes",
+                f"is for data.partition = quantity_sizes, and it is {data.partition}; leave it out",
+            )
+        return
     if not given:
         raise ConfigError(
             "data.sizes",

@@ -362,6 +362,25 @@ def recorded_options(task: str, options: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def columns_of(task: str, options: Mapping[str, Any]) -> list[str] | None:
+    """
+    Names of the columns that a built-in task of tables reads, as its config lists them.
+
+    Returns:
+        None where it reads all columns of a file; none of a task that reads no table.
+    """
+    if task not in ("csv", "table"):
+        return []
+    if not options["features"]:
+        return None
+    target = [options["label"]] if task == "csv" else table_options.names_of(options["target"])
+    return [
+        *table_options.names_of(options["features"]),
+        *target,
+        *table_options.names_of(options["owner"]),
+    ]
+
+
 def may_differ(task: str, options: Mapping[str, Any]) -> bool:
     """True if sites may differ in the task's classes or features, which the config leaves open."""
     if task in ANALYSES:

@@ -19,7 +19,7 @@ from fl_queue.common.extras import how_to_install
 from fl_queue.errors import ConfigError
 from fl_queue.tables import arrow, wrong_cells
 from fl_queue.tables.dialect import Dialect, check_header, dialect_of, refusal
-from fl_queue.tables.schema import FALSE, MISSING, OTHER, TRUE, Column, TableForm
+from fl_queue.tables.schema import FALSE, MISSING, OTHER, TRUE, Column, TableForm, codes_of
 
 Columns = dict[str, NDArray[Any]]
 #: Suffixes of text files, and of the others with what reads them.
@@ -216,7 +216,7 @@ def _floats(values: Any) -> NDArray[np.float64]:
 def _codes(values: Any, column: Column, missing: Sequence[str]) -> NDArray[np.int32]:
     """Codes (rows,) of a category, by its levels; spaces around a cell are no part of it."""
     levels = column.levels
-    known = {level: code for code, level in enumerate(levels)} | dict.fromkeys(missing, MISSING)
+    known = codes_of(levels) | dict.fromkeys(missing, MISSING)
     found = np.empty(len(values), np.int32)
     start = 0
     for block in values.chunks:

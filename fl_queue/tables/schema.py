@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -16,6 +17,20 @@ MISSING, OTHER = -1, 0
 #: Cells of a boolean.
 TRUE = ("true", "True", "TRUE", "yes", "Yes", "YES", "1")
 FALSE = ("false", "False", "FALSE", "no", "No", "NO", "0")
+
+
+#: Spellings of the levels of a category of true and false: a typed file has others than a text file.
+_SPELLINGS = (("true", "True", "TRUE"), ("false", "False", "FALSE"))
+
+
+def codes_of(levels: Sequence[str]) -> dict[str, int]:
+    """Text -> the code of its level; `true` is `True` where only one of them is a level."""
+    found = {level: code for code, level in enumerate(levels)}
+    for spellings in _SPELLINGS:
+        listed = [found[one] for one in spellings if one in found]
+        if len(listed) == 1:
+            found |= dict.fromkeys(spellings, listed[0])
+    return found
 
 
 @dataclass(frozen=True)

@@ -16,12 +16,14 @@ from pathlib import Path
 
 from fl_queue.errors import DataError
 from fl_queue.tables.dialect import Dialect, refusal
-from fl_queue.tables.schema import FALSE, NOTHING, TRUE, Column, TableForm
+from fl_queue.tables.schema import FALSE, NOTHING, TRUE, Column, TableForm, codes_of
 
 log = logging.getLogger(__name__)
 #: Places that the site's own log names.
 _NAMED = 3
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+#: Such as 1.234,5 or 1.234.567; or 1.234 where the decimal sign is a comma.
+_GROUPED = re.compile(r"[+-]?[1-9]\d{0,2}([., ']\d{3})+([.,]\d*)?", re.ASCII)
 #: Of a cell whose line the config, which chooses the levels, could use to read the file.
 CLOSED = "not one of the values that task.classes lists"
 _EMPTY = "no value"
@@ -31,14 +33,15 @@ _DATE = re.compile(r"\d{4}-\d\d-\d\d([ T]\d\d(:\d\d(:\d\d)?)?)?", re.ASCII)
 def problem(column: Column, cell: str, decimal: str = ".") -> str:
     """Why a cell is no value of a column; empty: it is one."""
     if column.kind in ("category", "text"):
-        return CLOSED if column.is_closed and cell not in column.levels else ""
+        return CLOSED if column.is_closed and cell not in codes_of(column.levels) else ""
     if column.kind == "boolean":
         return "" if cell in (*TRUE, *FALSE) else "not true or false"
     if column.kind == "date":
         return "" if _is_date(cell) else "not a date such as 2024-02-29"
     plain = cell if decimal == "." else cell.replace(".", "x").replace(decimal, ".")
     if not _NUMBER.fullmatch(plain):
-        return "not a number"
+        is_grouped = _GROUPED.fullmatch(cell)
+        return f"not a number{'; write thousands without a separator' if is_grouped else ''}"
     if not math.isfinite(float(plain)):
         return "not a finite number"
     if column.kind == "integer" and float(plain) % 1:

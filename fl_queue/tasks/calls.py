@@ -16,7 +16,7 @@ from torch.utils.data import Subset
 from fl_queue import metrics
 from fl_queue.common.seeding import seed_for
 from fl_queue.config.task_catalog import TASKS
-from fl_queue.errors import ConfigError, DataError, MessageError
+from fl_queue.errors import ConfigError, DataError, MessageError, PolicyRefusal
 from fl_queue.protocol import identifiers, site_facts
 from fl_queue.protocol.records import Sums
 from fl_queue.tasks import plain_numbers
@@ -85,12 +85,12 @@ def given_data(task: Task, context: ClientContext, found: ClientData | None = No
         found: As the task has read them; None: they are read now.
 
     Raises:
-        ConfigError: The training part has fewer examples than the site trains with.
+        ConfigError, PolicyRefusal: The training part has fewer examples than the site trains with.
     """
     found = data(task, context) if found is None else found
-    if _is_few(found.train, context):
+    if _is_few(found.train, max(context.min_examples, context.min_training)):
         raise too_few(context)
-    if _is_few(found.validation, context):
+    if _is_few(found.validation, context.min_examples):
         found = replace(found, validation=Subset(found.validation, []))
     if not context.max_examples:
         return found
@@ -103,8 +103,10 @@ def file_counts(counts: Mapping[str, int]) -> dict[str, int]:
     return {kind: int(counts[kind]) for kind in site_facts.FILE_KINDS if counts.get(kind)}
 
 
-def too_few(context: ClientContext) -> ConfigError:
+def too_few(context: ClientContext) -> ConfigError | PolicyRefusal:
     """Why a site does not train; without the number of its examples."""
+    if context.min_training > context.min_examples:
+        return PolicyRefusal("the training part has fewer examples than its min_rows")
     return ConfigError(
         "--min-examples",
         f"this client has fewer than the {context.min_examples} examples that its site trains with; see "
@@ -113,10 +115,10 @@ def too_few(context: ClientContext) -> ConfigError:
     )
 
 
-def _is_few(dataset: Samples, context: ClientContext) -> bool:
+def _is_few(dataset: Samples, least: int) -> bool:
     # A Flower client counts its examples itself, when it is asked to train.
     is_counted = not getattr(dataset, "counts_itself", False)
-    return is_counted and 0 < size_of(dataset) < context.min_examples
+    return is_counted and 0 < size_of(dataset) < least
 
 
 def training_data(task: Task, context: ClientContext, read: ClientData | None = None) -> ClientData:

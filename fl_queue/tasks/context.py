@@ -25,6 +25,7 @@ class Place(TypedDict, total=False):
     threads: int
     max_examples: int
     min_examples: int
+    min_training: int
     min_batch: int
     loader_workers: int
     ranks: Ranks | None
@@ -49,6 +50,7 @@ class ClientContext:
             is handed is cut to so many already.
         min_examples: Fewest examples that the site trains with, or sends metrics of: no task is handed
             a smaller training part, and a smaller validation part is handed over empty.
+        min_training: Fewest examples of a training part by the site's policy; it holds where it is more.
         min_batch: Fewest examples of which the site makes a step and an update; ``rule`` has it, too.
         learning_rate: Of this round.
         epochs, batch_size: As the config has them.
@@ -77,6 +79,7 @@ class ClientContext:
     training: LocalTraining | None = None
     max_examples: int = 0
     min_examples: int = 1
+    min_training: int = 0
     min_batch: int = 1
     logged: TrainingLog | None = None
     loader_workers: int = 0

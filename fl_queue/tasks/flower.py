@@ -124,7 +124,7 @@ class FlowerTask(Task):
                 f"{self._app.name} trained on no examples; look at its data, and at num_examples",
                 public=True,
             )
-        if reply.num_examples < context.min_examples:
+        if reply.num_examples < max(context.min_examples, context.min_training):
             raise calls.too_few(context)
         load_some(model, _returned(self._app.name, model, given, reply.arrays))
         own.count = reply.num_examples

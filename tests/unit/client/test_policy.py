@@ -35,6 +35,8 @@ def test_the_digest_is_that_of_the_rules(tmp_path: Path) -> None:
         ("dominance = 101", "dominance: 101 is too large"),
         ("columns = 'age'", "columns: 'age' is not a list"),
         ("min_cell = ", "is no TOML"),
+        ("allow = ['trains']", "allow: 'trains' is not one of statistics"),
+        ("share = 1", "share: 1 is not true or false"),
     ],
 )
 def test_a_broken_file_refuses_everything(tmp_path: Path, text: str, reason: str) -> None:

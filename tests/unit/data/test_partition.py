@@ -239,6 +239,11 @@ def test_natural_gives_all_of_an_owner_to_one_share_and_deals_owners_evenly():
         ({"exponent": -1.0}, "data.exponent", "at least 0"),
         ({"alpha": 0.0}, "data.alpha", "more than 0"),
         ({"partition": "quantity_sizes"}, "data.sizes", "is empty"),
+        (
+            {"partition": "iid", "sizes": [10, 20]},
+            "data.sizes",
+            "is for data.partition = quantity_sizes, and it is iid",
+        ),
         ({"partition": "SizePartitioner", "sizes": [5] * 99}, "data.sizes", "100 shares"),
         ({"partition": "quantity_sizes", "sizes": [101] * 100}, "data.sizes", "full"),
         ({"partition": "quantity_sizes", "sizes": [0]}, "data.sizes", "at least 1"),

@@ -166,6 +166,44 @@ def test_booleans_may_be_numbers_of_0_and_1(tmp_path: Path, name: str, kind: str
             np.testing.assert_array_equal(found, np.array(expected))
 
 
+@pytest.mark.parametrize(
+    ("levels", "codes"),
+    [
+        (("False", "True"), [1, 0, MISSING]),
+        (("true", "false"), [0, 1, MISSING]),
+        (("TRUE", "no"), [0, 2, MISSING]),
+        # Both are levels: a text is the one that it is.
+        (("True", "true", "false"), [1, 2, MISSING]),
+    ],
+)
+def test_true_and_false_are_levels_in_each_file(
+    tmp_path: Path, levels: tuple[str, ...], codes: list[int]
+) -> None:
+    """A typed file has booleans, one of text their names as its writer spells them."""
+    column = Column("smoker", "category", levels)
+    parquet.write_table(arrow.table({"smoker": [True, False, None]}), str(tmp_path / "t.parquet"))
+    assert read(tmp_path / "t.parquet", [column])["smoker"].tolist() == codes
+    lower = written(tmp_path, "x,smoker\n1,true\n1,false\n1,NA\n")
+    assert read(lower, [column])["smoker"].tolist() == codes
+    closed = Column("smoker", "category", ("False", "True"), is_closed=True)
+    assert read(lower, [closed])["smoker"].tolist() == [1, 0, MISSING]
+    with pytest.raises(DataError, match="line 3, column smoker: not one of the values"):
+        read(written(tmp_path, "x,smoker\n1,true\n1,yes\n"), [closed])
+
+
+@pytest.mark.parametrize("cell", ["1.234.567", "1.234,5", "1'234", "-12 345.5"])
+def test_a_number_in_groups_of_thousands_is_named_as_one(tmp_path: Path, cell: str) -> None:
+    path = written(tmp_path, f"age;stage\n1.5;I\n{cell};II\n")
+    with pytest.raises(DataError) as refused:
+        read(path, AGE)
+    assert refused.value.public == (
+        "train.csv: line 3, column age: not a number; write thousands without a separator"
+    )
+    commas = written(tmp_path, "age;stage\n1,5;I\n1.234;II\n")
+    with pytest.raises(DataError, match="line 3, column age: not a number; write thousands"):
+        read(commas, AGE, TableForm(decimal=","))
+
+
 @pytest.mark.parametrize("name", ["t.parquet", "t.feather"])
 def test_a_column_without_any_value_needs_no_type(tmp_path: Path, name: str) -> None:
     table = arrow.table({column.name: arrow.nulls(2) for column in COLUMNS})
