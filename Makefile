@@ -12,7 +12,7 @@ PIP := $(BIN)/pip --disable-pip-version-check --quiet
 ARGS ?=
 MINUTES ?= 10
 SEED ?= 1
-JOBS ?= 2
+JOBS ?= 3
 
 .DEFAULT_GOAL := help
 # Two installs into one environment at the same time would break it.
@@ -28,7 +28,7 @@ venv: $(VENV)/.installed ## install fl-queue into .venv
 demo: $(VENV)/.installed ## train on this machine: private Redis, workers, rounds, result
 	$(BIN)/fl-queue demo $(ARGS)
 
-test: $(VENV)/.installed-test ## run the suite, files beside each other in JOBS (2) processes (ARGS="-k exact" for a part)
+test: $(VENV)/.installed-test ## run the suite, files beside each other in JOBS (3) processes (ARGS="-k exact" for a part)
 	$(BIN)/python -m pytest -m "not slow" --ignore tests/flower -n $(JOBS) --dist loadfile $(ARGS)
 
 # The parts of the suite that depend on the server; the others start none, or use it for lists only.

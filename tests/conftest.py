@@ -24,13 +24,14 @@ from hypothesis import settings
 from fl_queue.common import collector
 from fl_queue.store import Store
 from fl_queue.store.embedded.server_pair import EmbeddedRedis, start
-from tests.support import skips
+from tests.support import order, skips
 from tests.support.federation import Federation
 from tests.support.server_binaries import chosen_server, put_chosen_on_path
 
 # Hooks; pytest finds them by their names here.
 pytest_sessionfinish = skips.pytest_sessionfinish
 pytest_terminal_summary = skips.pytest_terminal_summary
+pytest_collection_modifyitems = order.pytest_collection_modifyitems
 
 # How long an example takes is the machine's business: others run tests beside it.
 settings.register_profile("untimed", deadline=None)
@@ -118,6 +119,7 @@ def _command(pid: int) -> str:
 def pytest_configure(config: pytest.Config) -> None:
     """Once a process: pytest-xdist's own processes have a PATH of their own."""
     collector.start_process()
+    order.keep_order(config)
     folder = Path(tempfile.mkdtemp(prefix="flq-test-path-"))
     folder.chmod(0o755)  # Also for servers that a test starts as another user.
     config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from setuptools import find_packages
 
+from tests.support import order
 from tests.support.checkout import ROOT
 
 UNIT = ROOT / "tests/unit"
@@ -133,3 +134,8 @@ def folder_of(package: str) -> Path:
     if package == "fl_queue.presets":
         return ROOT / "config"
     return ROOT / package.replace(".", "/")
+
+
+def test_the_files_that_the_suite_begins_with_are_there() -> None:
+    named = [*order.LONGEST, *order.FOLDERS]
+    assert [name for name in named if not (ROOT / "tests" / name).exists()] == []

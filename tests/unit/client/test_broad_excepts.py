@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,8 @@ BROAD = [
     for package in ("client", "models", "tasks", "training")
     for path in sorted((FOLDER / package).glob("*.py"))
     if path.name != "torch_file.py"  # A child process, in which no timeout of RQ's is raised.
+    # Every process of the suite does this when it collects: most files are not parsed.
+    if re.search(r"except(:| (Base)?Exception\b)", path.read_text())
     for node in ast.walk(ast.parse(path.read_text()))
     if isinstance(node, ast.Try)
     and any(
