@@ -75,7 +75,7 @@ class Sums:
             squared residuals.
         score: (p,).
         information, squares: (p (p + 1) / 2,) lower triangles; the latter empty unless wanted.
-        effective: Rows that the sums are about: (sum w)**2 / sum w**2 of the rows' weights in the information.
+        weights: Sum of the rows' weights in the information, and of their squares.
     """
 
     steep: int
@@ -85,7 +85,7 @@ class Sums:
     score: Int64s
     information: Int64s
     squares: Int64s
-    effective: float
+    weights: tuple[float, float]
 
 
 class Terms(NamedTuple):
@@ -213,7 +213,7 @@ class Glm(Family):
             score,
             information,
             squares,
-            _effective(weight),
+            (float(weight.sum()), float((weight * weight).sum())),
         )
 
 
@@ -223,12 +223,7 @@ def none(place: Place) -> Sums:
     triangle = size * (size + 1) // 2
     pair, sums = np.zeros(2, np.int64), np.zeros(triangle, np.int64)
     squares = sums if place.with_squares else sums[:0]
-    return Sums(1, pair, pair, pair, np.zeros(size, np.int64), sums, squares, math.inf)
-
-
-def _effective(weight: Float64s) -> float:
-    total, square = float(weight.sum()), float((weight * weight).sum())
-    return total * total / square if square else 0.0
+    return Sums(1, pair, pair, pair, np.zeros(size, np.int64), sums, squares, (1.0, 0.0))
 
 
 class Linear(Glm):

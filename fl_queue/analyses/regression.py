@@ -24,6 +24,7 @@ from fl_queue.analyses.base import (
     Layout,
     Limits,
     SiteRows,
+    counts,
     flags,
 )
 from fl_queue.analyses.design import INTERCEPT, Design, Scale
@@ -99,6 +100,7 @@ class Regression(Analysis):
         triangle = size * (size + 1) // 2
         blocks = [
             flags("sites", 1),
+            counts("rows", 1),
             flags("steep", 1),
             grid.pair("likelihood"),
             grid.pair("pearson"),
@@ -123,6 +125,8 @@ class Regression(Analysis):
                 block("shift", 1),
                 block("halvings", 1),
                 block("has likelihood", 1),
+                block("rows", 1),
+                block("since", 1),
                 block("likelihood", 1),
                 block("decrement", 1),
                 block("beta", size),
@@ -134,6 +138,16 @@ class Regression(Analysis):
                 block("last", self.point_layout(self.has_robust).size),
             ]
         )
+
+    @property
+    def total_size(self) -> int:
+        """Words of the longest vector."""
+        return max(self.moments_layout.size, self.point_layout(self.has_robust).size)
+
+    @property
+    def parameters(self) -> int:
+        """Coefficients."""
+        return len(self.names)
 
     @property
     def state_size(self) -> int:
@@ -179,8 +193,9 @@ class Regression(Analysis):
             self.one(state, "phase") > POINT,
         )
 
-    def last(self, state: Int64s, rows: int) -> Evaluation:
-        """The sums of the last step at a point, with the ridge's part. Args: ``rows``: of all sites."""
+    def last(self, state: Int64s) -> Evaluation:
+        """The sums of the last step at a point, with the ridge's part."""
+        rows = self.one(state, "rows")
         layout = self.point_layout(self.has_robust)
         words, shift = self.fields.view(state, "last"), self.one(state, "shift")
         size = len(self.names)
@@ -189,7 +204,7 @@ class Regression(Analysis):
         information = grid.symmetric(layout.view(words, "information"), size, shift)
         dispersion = 1.0
         if self.family.has_scale:
-            dispersion = -likelihood / (rows - size)
+            dispersion = -likelihood / max(rows - size, 1)
         if self.options["ridge"]:
             likelihood, score = self._with_ridge(state, likelihood, score, information)
         return Evaluation(
@@ -237,11 +252,14 @@ class Regression(Analysis):
         )
         if place.rows < 1:
             raise MessageError("a state of a fit without rows")
-        found = self.family.sums(self._encoded(state, table), place)
-        if found.effective < limits.min_cell:
-            raise PolicyRefusal("a step of the fit is about fewer rows than its min_cell")
+        encoded = self._encoded(state, table)
+        found = self.family.sums(encoded, place)
+        total, squares = found.weights
+        if total * total < limits.min_cell * squares:
+            raise PolicyRefusal("a step gives weight to too few rows (min_cell)")
         sums = {
             "sites": np.array([1]),
+            "rows": np.array([len(encoded.target)]),
             "steep": np.array([found.steep]),
             "likelihood": found.likelihood,
             "pearson": found.pearson,
@@ -275,6 +293,7 @@ class Regression(Analysis):
         held[: layout.size] = layout.carried(total)
         if phase != MOMENTS:
             self._keep_fitting(layout, held[: layout.size], after)
+            phase = self.one(after, "phase")
         if phase == MOMENTS:
             self._begin(after)
         elif phase == POINT:
@@ -291,16 +310,35 @@ class Regression(Analysis):
             words: Of ``layout``; changed.
         """
         shift, size = self.one(state, "shift"), len(self.names)
-        fits = not layout.view(words, "steep")[0]
+        rows, fits = layout.view(words, "rows").copy(), not layout.view(words, "steep")[0]
         diagonal = np.arange(1, size + 1).cumsum() - 1
         for name in ("information", "squares"):
             if any(block.name == name for block in layout.blocks):
                 fits = fits and layout.view(words, name)[diagonal].max() <= grid.MOST
         residuals = grid.pair_value(layout.view(words, "residuals"), shift)
-        rows = self.moments(state).rows
-        if not (fits and grid.are_residuals_small(residuals, rows, shift)):
+        if not (fits and grid.are_residuals_small(residuals, self.moments(state).rows, shift)):
             words[:] = 0
             layout.view(words, "steep")[:] = 1
+        self._change_panel(state, int(rows[0]))
+
+    def _change_panel(self, state: Int64s, rows: int) -> None:
+        """
+        Begin anew at this point where the sums are of other rows than those before; changes ``state``.
+
+        Args:
+            rows: Of the step.
+        """
+        known = self.one(state, "rows")
+        self.fields.view(state, "rows")[:] = rows
+        if rows == known:
+            return
+        if rows <= len(self.names):
+            raise AnalysisError(f"{rows} rows are too few for {len(self.names)} coefficients")
+        self.fields.view(state, "since")[:] = self.one(state, "step")
+        self._set_point(state, newton.start(self.point(state).beta, self.one(state, "shift")))
+        if self.one(state, "phase") == SQUARES:
+            # The estimate is that of the rows before.
+            self.fields.view(state, "phase")[:] = POINT
 
     def _begin(self, state: Int64s) -> None:
         """Choose centre, scale, grid and start by the moments; changes ``state``."""
@@ -320,6 +358,8 @@ class Regression(Analysis):
             centre, power = found or (0.0, 0)
             centres.append(centre)
             powers.append(power)
+        self.fields.view(state, "rows")[:] = moments.rows
+        self.fields.view(state, "since")[:] = 2
         self.floats(state, "centres")[:] = centres
         self.fields.view(state, "powers")[:] = powers
         shift = grid.shift_of(moments.rows, self.family.bound(moments.target))
@@ -328,17 +368,16 @@ class Regression(Analysis):
 
     def _move(self, state: Int64s) -> None:
         """Go to the next point; changes ``state``."""
-        point, moments = self.point(state), self.moments(state)
-        found = self.last(state, moments.rows)
+        point, found = self.point(state), self.last(state)
         after = newton.refused(point, found)
         if after is None:
-            is_first = point.likelihood is None
+            is_first = self.one(state, "since") == 2 and point.likelihood is None
             move, decrement = newton.step(found, self.names, is_first)
             beta = None
             if is_first and not self.design.offset and not self.options["ridge"]:
                 beta = self.family.second(found.score, found.information, move)
             after = newton.accepted(point, found, move, decrement, beta)
-        made = self.one(state, "step") - 1
+        made = self.one(state, "step") - self.one(state, "since") + 1
         if not after.is_done:
             newton.check(after, self.names, made >= int(self.options["max_steps"]))
         self._set_point(state, after)
@@ -347,7 +386,7 @@ class Regression(Analysis):
 
     def _end(self, state: Int64s) -> None:
         """End the fit, or add up squares again on a coarser grid; changes ``state``."""
-        point, found = self.point(state), self.last(state, self.moments(state).rows)
+        point, found = self.point(state), self.last(state)
         if found.steep:
             self._set_point(state, replace(point, shift=point.shift - grid.COARSER))
         else:
@@ -367,6 +406,11 @@ class Regression(Analysis):
         layout, words = self.point_layout(True), self.fields.view(state, "last")
         shift = self.one(state, "shift") - SQUARES_COARSER
         return grid.symmetric(layout.view(words, "squares"), len(self.names), shift)
+
+    def sites(self, state: Int64s) -> int:
+        """Sites of the last step."""
+        layout, words = self.point_layout(self.has_robust), self.fields.view(state, "last")
+        return int(layout.view(words, "sites")[0])
 
     def pearson(self, state: Int64s) -> float:
         """The sum of squared residuals over their variances, of the last step."""

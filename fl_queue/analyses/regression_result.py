@@ -26,7 +26,7 @@ _LOG_2_PI = float.fromhex("0x1.d67f1c864beb5p+0")
 def result(analysis: Regression, state: np.ndarray[Any, np.dtype[np.int64]]) -> dict[str, Any]:
     """The result of a fit that has ended."""
     moments, point = analysis.moments(state), analysis.point(state)
-    last = analysis.last(state, moments.rows)
+    last, rows = analysis.last(state), analysis.one(state, "rows")
     size, design = len(analysis.names), analysis.design
     change = _change(analysis, state)
     beta = cholesky.product(change, point.beta[:, None])[:, 0]
@@ -35,12 +35,16 @@ def result(analysis: Regression, state: np.ndarray[Any, np.dtype[np.int64]]) -> 
     inverse = cholesky.inverse(cholesky.factor(last.information))
     covariance = _in_columns(change, inverse * last.dispersion)
     found: dict[str, Any] = {
-        "sites": moments.sites,
-        "rows": moments.rows,
+        "sites": analysis.sites(state),
+        "rows": rows,
+        "lost": {"sites": moments.sites - analysis.sites(state), "rows": moments.rows - rows},
         "dropped": moments.dropped,
         "withheld": moments.withheld,
         "family": analysis.family.name,
         "target": design.target,
+        "events": None
+        if analysis.family.has_scale or rows != moments.rows
+        else int(moments.target.total),
         "class": design.classes[1] if design.classes else None,
         "offset": design.offset or None,
         "weights": design.weights or None,
@@ -49,12 +53,12 @@ def result(analysis: Regression, state: np.ndarray[Any, np.dtype[np.int64]]) -> 
         "robust": analysis.options["robust"] or None,
         "ridge": analysis.options["ridge"],
         "distribution": "t" if analysis.family.has_scale else "normal",
-        "degrees_of_freedom": moments.rows - size,
+        "degrees_of_freedom": rows - size,
     }
     if analysis.has_robust:
         middle = cholesky.product(cholesky.product(inverse, analysis.squares(state)), inverse)
         if analysis.options["robust"] == "HC1":
-            middle *= moments.rows / (moments.rows - size)
+            middle *= rows / (rows - size)
         covariance = _in_columns(change, middle)
     errors = None if analysis.options["ridge"] else np.sqrt(np.diagonal(covariance))
     found["coefficients"] = _coefficients(analysis, beta, errors)
@@ -136,9 +140,9 @@ def _fit(
     moments: Moments,
     last: Evaluation,
 ) -> dict[str, float | None]:
-    """How well the coefficients fit; None: not known with weights, an offset or a ridge."""
+    """How well the coefficients fit; None: not known with weights, an offset, a ridge, or after a site was lost."""
     size, rows = len(analysis.names), moments.rows
-    if analysis.design.weights or analysis.options["ridge"]:
+    if analysis.design.weights or analysis.options["ridge"] or rows != analysis.one(state, "rows"):
         return {}
     has_null = not analysis.design.offset
     mean = moments.target.mean

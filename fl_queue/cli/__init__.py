@@ -36,6 +36,7 @@ SECTIONS = {
         "history": "history:history",
         "events": "events:events",
         "statistics": "statistics:statistics",
+        "regression": "statistics:regression",
         "result": "statistics:result",
         "prepare": "prepare:prepare",
         "cancel": "lifecycle:cancel",

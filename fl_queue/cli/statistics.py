@@ -1,11 +1,10 @@
-"""``fl-queue statistics`` and ``fl-queue result``."""
+"""``fl-queue statistics``, ``fl-queue regression`` and ``fl-queue result``."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import click
 from fl_queue.cli.completion import config_argument, run_argument
 from fl_queue.cli.options import (
     Deployment,
+    collect,
     connection_options,
     data_folder,
     file_option,
@@ -35,56 +35,89 @@ from fl_queue.reporting import analysis_result, progress, rich_console, survival
 _PLOTS = (".png", ".svg", ".pdf")
 
 _output = output_option(
-    "Write the result to this JSON file, too; a .png, .svg or .pdf shows its survival curves.",
+    "Write the result to this file, too: JSON, a regression's table as .csv, .md or .html, or survival curves as .png, "
+    ".svg or .pdf.",
     required=False,
 )
 
 
+@dataclass(frozen=True)
+class _Asking:
+    """What is asked, and of which run."""
+
+    config: str
+    name: str
+    here: bool
+    data: str
+    policy: Path | None
+    overrides: tuple[str, ...]
+
+
+_asking = collect(
+    "asking",
+    _Asking,
+    config_argument(metavar="CONFIG"),
+    click.option(
+        "--run",
+        "name",
+        default="",
+        metavar="NAME",
+        help="Name of the run; the result of a run that has ended is shown again. Default: the name of CONFIG.",
+    ),
+    click.option(
+        "--here", is_flag=True, help="Show what this site would send, and withhold, without Redis."
+    ),
+    click.option("--data", default="", metavar="FOLDER", help="With --here: folder of the table."),
+    file_option("--policy", "policy", help="With --here: the site's policy file."),
+    set_option(),
+)
+
+
 @click.command()
-@config_argument(metavar="CONFIG")
-@click.option(
-    "--run",
-    "name",
-    default="",
-    metavar="NAME",
-    help="Name of the run; the result of a run that has ended is shown again. Default: the name of CONFIG.",
-)
-@click.option(
-    "--here", is_flag=True, help="Show what this site would send, and withhold, without Redis."
-)
-@click.option("--data", default="", metavar="FOLDER", help="With --here: folder of the table.")
-@file_option("--policy", "policy", help="With --here: the site's policy file.")
-@set_option()
+@_asking
 @_output
 @json_option
 @connection_options
 @signing_option
-def statistics(  # noqa: PLR0913  the options of a command
-    deployment: Deployment,
-    config: str,
-    name: str,
-    here: bool,
-    data: str,
-    policy: Path | None,
-    overrides: tuple[str, ...],
-    output: Path | None,
-    as_json: bool,
-) -> None:
+def statistics(deployment: Deployment, asking: _Asking, output: Path | None, as_json: bool) -> None:
     """
     Compute statistics of the sites' tables, and show them.
 
     CONFIG is a TOML file with run.task = "statistics" and its questions below [task]. Each site sends sums over its
     rows, within its policy (`fl-queue policy show`); they are exact, so the numbers are those of all tables together.
     """
-    loaded = loading.load(config, overrides)
-    if loaded.analysis is None:
-        raise ConfigError("run.task", f"is {loaded.run.task}; set it to statistics")
-    if here:
-        _show(_here(deployment, loaded, data, policy), output, as_json)
-        return
-    if data or policy is not None:
-        raise ConfigError("--data" if data else "--policy", "is for --here; a site has its own")
-    _show(computed(deployment, loaded, name or launching.default_run_name(config)), output, as_json)
+    _show(_ask(deployment, asking, "statistics"), output, as_json)
+
+
+@click.command()
+@_asking
+@_output
+@json_option
+@connection_options
+@signing_option
+def regression(deployment: Deployment, asking: _Asking, output: Path | None, as_json: bool) -> None:
+    """
+    Fit a regression to the sites' tables, and show its coefficients.
+
+    CONFIG is a TOML file with run.task = "regression", its family, target and features below [task]. In each of a few
+    rounds the sites send sums over their rows, within their policies; coefficients and errors are those of all tables
+    together.
+    """
+    _show(_ask(deployment, asking, "regression"), output, as_json)
+
+
+def _ask(deployment: Deployment, asking: _Asking, task: str) -> Mapping[str, Any]:
+    """The result of an analysis, once its run has ended."""
+    loaded = loading.load(asking.config, asking.overrides)
+    if loaded.run.task != task:
+        raise ConfigError("run.task", f"is {loaded.run.task}; set it to {task}")
+    if asking.here:
+        return _here(deployment, loaded, asking.data, asking.policy)
+    if asking.data or asking.policy is not None:
+        field = "--data" if asking.data else "--policy"
+        raise ConfigError(field, "is for --here; a site has its own")
+    name = asking.name or launching.default_run_name(asking.config)
+    return computed(deployment, loaded, name)
 
 
 def computed(deployment: Deployment, config: RunConfig, name: str) -> dict[str, Any]:
@@ -138,15 +171,14 @@ def _here(
         data_dir=data_folder(data),
         policy=str(policy.absolute() if policy else ""),
     )
-    return {"file": config.task["file"], **sums.preview(site, config)}
+    return analysis_result.completed(config, sums.preview(site, config))
 
 
 def _show(found: Mapping[str, Any], output: Path | None, as_json: bool) -> None:
-    found = survival_tables.with_p_values(found)
     if output is not None and output.suffix.lower() in _PLOTS:
         survival_tables.plot(output, found)
     elif output is not None:
-        files.write(output, json.dumps(found, indent=2, sort_keys=True).encode() + b"\n")
+        files.write(output, analysis_result.file_text(found, output.suffix).encode())
     if as_json:
         print_json(found)
         return

@@ -6,8 +6,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from fl_queue.analyses import questions
+from fl_queue.analyses import questions, regression_options
 from fl_queue.analyses.base import Analysis
+from fl_queue.analyses.families import FAMILIES
+from fl_queue.analyses.regression import Regression
 from fl_queue.analyses.statistics import Statistics
 from fl_queue.common import data_folder
 from fl_queue.common.options import Option, OptionTable
@@ -31,17 +33,19 @@ class AnalysisEntry:
     check: Callable[[Mapping[str, Any]], None]
 
 
+_FILE = Option(
+    "str",
+    "table.csv",
+    "file name in each site's data folder: a CSV file with a header line",
+    check=data_folder.problem,
+)
+
 ANALYSES: dict[str, AnalysisEntry] = {
     "statistics": AnalysisEntry(
         Statistics,
         "rows, missing cells, means, quantiles, counts, tables, correlations and survival curves of the sites' tables",
         {
-            "file": Option(
-                "str",
-                "table.csv",
-                "file name in each site's data folder: a CSV file with a header line",
-                check=data_folder.problem,
-            ),
+            "file": _FILE,
             "numbers": Option(
                 "strs", (), "columns of numbers: rows, missing cells, mean and standard deviation"
             ),
@@ -89,5 +93,50 @@ ANALYSES: dict[str, AnalysisEntry] = {
             ),
         },
         questions.check,
+    ),
+    "regression": AnalysisEntry(
+        Regression,
+        "linear, logistic and Poisson regressions of the sites' tables, with standard errors and p-values",
+        {
+            "file": _FILE,
+            "family": Option(
+                "str",
+                "logistic",
+                "of the target: linear (a number), logistic (0 and 1, or task.classes), poisson (a count)",
+                choices=tuple(FAMILIES),
+            ),
+            "target": Option("str", "", "column that is explained"),
+            "classes": Option(
+                "str",
+                "",
+                "two texts of a logistic target, comma separated, of which the second counts as 1; empty: it is 0 and 1",
+            ),
+            "features": Option("str", "", "columns that explain it, comma separated"),
+            "columns": Option(
+                "table",
+                OptionTable(),
+                "of a feature, by its name: type (number, integer or category), levels, and the reference among them (else the first)",
+            ),
+            "offset": Option(
+                "str", "", "column that is added to the linear predictor; empty: none"
+            ),
+            "weights": Option("str", "", "column of the rows' weights, above 0; empty: none"),
+            "robust": Option(
+                "str",
+                "",
+                "standard errors that hold without the model's variance: HC0, or HC1 (times n / (n - p)); a further step",
+                choices=("", "HC0", "HC1"),
+            ),
+            "ridge": Option(
+                "float",
+                0.0,
+                "penalty: half of it times the sum of squared coefficients of standardised columns; there are no errors then",
+                low=0,
+            ),
+            "max_steps": Option(
+                "int", 25, "most evaluations of the likelihood, each a round", low=2, high=500
+            ),
+        },
+        regression_options.check,
     ),
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -9,13 +10,16 @@ import numpy as np
 from rich.console import RenderableType
 
 from fl_queue.analyses.base import STATE, Analysis
+from fl_queue.config.run_config import RunConfig
 from fl_queue.coordinator.rounds import runs
-from fl_queue.errors import RunStateError
+from fl_queue.errors import ConfigError, RunStateError
 from fl_queue.models.model_store import ModelStore
 from fl_queue.protocol import tensor_layout
-from fl_queue.reporting import rich_console, survival_tables
+from fl_queue.reporting import regression_table, rich_console, survival_tables
 from fl_queue.store import RunState, Store
 
+#: Files of a table, in place of JSON.
+_TABLE_FILES = (".csv", ".md", ".html")
 #: Shown for a number that there is not.
 _NONE = "-"
 
@@ -52,11 +56,45 @@ def read(store: Store, state: RunState) -> dict[str, Any]:
         found = analysis.result(words)
     if found is None:
         raise RunStateError(state.name, f"has no result yet: it is {state.state}")
-    return {"run": state.name, "task": config.run.task, "file": config.task["file"], **found}
+    return {"run": state.name, **completed(config, found)}
+
+
+def completed(config: RunConfig, found: Mapping[str, Any]) -> dict[str, Any]:
+    """A result with the task and the file that it is about, and with p-values. Args: ``found``: of the analysis."""
+    if config.run.task == "regression":
+        found = regression_table.completed(found)
+    else:
+        found = survival_tables.with_p_values(found)
+    return {"task": config.run.task, "file": config.task["file"], **found}
+
+
+def file_text(found: Mapping[str, Any], suffix: str) -> str:
+    """
+    The result as the text of a file.
+
+    Args:
+        found: Of ``completed``.
+        suffix: Of the file; JSON unless there is another form.
+
+    Raises:
+        ConfigError: There is no such form.
+    """
+    if suffix in _TABLE_FILES:
+        text = regression_table.file_text(found, suffix) if found["task"] == "regression" else None
+        if text is None:
+            raise ConfigError(
+                "--output",
+                f"the result of {found['task']} is written as .json; {suffix} is for regressions",
+            )
+        return text
+    return json.dumps(found, indent=2, sort_keys=True) + "\n"
 
 
 def renderables(found: Mapping[str, Any]) -> Iterator[RenderableType]:
-    """The result as tables. Args: ``found``: of ``read``."""
+    """The result as tables. Args: ``found``: of ``completed``."""
+    if found["task"] == "regression":
+        yield from regression_table.renderables(found)
+        return
     sites = f"{found['sites']} site{'' if found['sites'] == 1 else 's'}"
     yield rich_console.text(f"{found['file']}: {found['rows']:,} rows at {sites}")
     if found["numbers"]:

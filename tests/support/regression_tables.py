@@ -80,11 +80,14 @@ def site_rows(analysis: Regression, frame: pd.DataFrame) -> SiteRows:
 
 
 def states(
-    analysis: Regression, sites: Sequence[pd.DataFrame], limits: Limits | None = None
+    analysis: Regression,
+    sites: Sequence[pd.DataFrame],
+    limits: Limits | None = None,
+    begun: Int64s | None = None,
 ) -> list[Int64s]:
-    """All states of a fit over these sites."""
+    """All states of a fit over these sites. Args: ``begun``: the first; None: as the analysis has it."""
     tables = [site_rows(analysis, frame) for frame in sites]
-    found = [analysis.initial()]
+    found = [analysis.initial() if begun is None else begun]
     while not analysis.is_done(found[-1]):
         layout = analysis.layout(found[-1])
         total = np.zeros(layout.size, np.int64)

@@ -58,7 +58,7 @@ def start_sites(
     for number, frame in enumerate(tables, 1):
         name = f"site-{number}"
         folder = federation.folder / name
-        folder.mkdir()
+        folder.mkdir(exist_ok=True)
         frame.to_csv(folder / file, index=False)
         rules = federation.folder / f"{name}.toml"
         rules.write_text(policy)

@@ -408,7 +408,7 @@ def test_a_point_that_selects_few_rows() -> None:
     found = states(analysis, [frame])
     crafted = found[1].copy()
     analysis.floats(crafted, "beta")[:] = [-60.0, 14.5]
-    with pytest.raises(PolicyRefusal, match="fewer rows than its min_cell"):
+    with pytest.raises(PolicyRefusal, match="weight to too few rows"):
         analysis.local(crafted, tables.site_rows(analysis, frame), Limits(50, 10))
 
 
@@ -419,3 +419,28 @@ def test_numbers_that_cannot_be_summed() -> None:
         result_of(analysis_of(("crp",)), [frame.assign(crp=2.0**65)])
     with pytest.raises(DataError, match="column weight: a weight is not above 0"):
         result_of(analysis_of(("crp",), weights="weight"), [frame.assign(weight=0.0)])
+
+
+@pytest.mark.parametrize("family", ["linear", "logistic", "poisson"])
+@pytest.mark.parametrize("lost_at", [2, 3, -1])
+def test_a_site_that_is_lost(family: str, lost_at: int) -> None:
+    """The fit begins anew where it is, and ends with the estimate of those who are left."""
+    frame = _made_up(400, 11)
+    target = {"linear": "y", "logistic": "died", "poisson": "visits"}[family]
+    classes = "no, yes" if family == "logistic" else ""
+    analysis = analysis_of(
+        FEATURES, family=family, target=target, classes=classes, robust="HC0", **MADE_UP
+    )
+    sites = split(frame, 3)
+    begun = states(analysis, sites)
+    state = begun[lost_at - 1 if lost_at < 0 else lost_at]
+    found = analysis.result(states(analysis, sites[:2], begun=state)[-1])
+    assert found is not None
+    alone = result_of(analysis, sites[:2])
+    for ours, wanted in zip(estimates(found), estimates(alone), strict=True):
+        np.testing.assert_allclose(ours, wanted, rtol=1e-6)
+    assert found["lost"] == {
+        "sites": 1,
+        "rows": result_of(analysis, sites)["rows"] - alone["rows"],
+    }
+    assert (found["sites"], found["fit"]) == (2, {})
