@@ -14,7 +14,7 @@ RUN apt-get update \
     && rm -rf /var/lib/apt/lists/*
 
 COPY . /src
-RUN pip install --no-cache-dir "/src[plot]" && rm -rf /src
+RUN pip install --no-cache-dir "/src[plot,tables]" && rm -rf /src
 
 # A fixed id, so that a host can give it the folders it mounts.
 RUN useradd --uid 10001 --create-home flq \

@@ -40,10 +40,12 @@ class Columns:
     Args:
         numbers: Names of columns of numbers.
         categories: Name of a column of texts -> its levels, as the config lists them.
+        dates: Those of ``numbers`` that hold dates, read as days since 1970-01-01.
     """
 
     numbers: tuple[str, ...]
     categories: Mapping[str, tuple[str, ...]]
+    dates: tuple[str, ...] = ()
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -30,6 +30,7 @@ class Questions:
         tables: Pairs of categories.
         correlated: Columns of numbers.
         curves: Questions about survival.
+        dates: Those of ``numbers`` and ``correlated`` that hold dates.
     """
 
     numbers: tuple[str, ...]
@@ -39,6 +40,7 @@ class Questions:
     tables: tuple[tuple[str, str], ...]
     correlated: tuple[str, ...]
     curves: tuple[Curve, ...]
+    dates: tuple[str, ...]
 
     @classmethod
     def of_options(cls, options: Mapping[str, Any]) -> Questions:
@@ -64,7 +66,12 @@ class Questions:
                 _check_listed("task.tables", category, levels, "task.levels")
             if pair[0] == pair[1]:
                 raise ConfigError("task.tables", f"{pair[0]} stands by itself; name two categories")
-        return cls(numbers, tuple(options["quantiles"]), levels, groups, tables, correlated, curves)
+        dates = tuple(options.get("dates", ()))
+        check_once("task.dates", dates)
+        for name in dates:
+            _check_listed("task.dates", name, (*numbers, *correlated), "task.numbers")
+        quantiles = tuple(options["quantiles"])
+        return cls(numbers, quantiles, levels, groups, tables, correlated, curves, dates)
 
 
 def _check_numbers(

@@ -54,7 +54,7 @@ class Statistics(Analysis):
         """Columns of numbers, and categories with their levels."""
         timed = (name for curve in self.asked.curves for name in (curve.time, curve.event))
         numbers = tuple(dict.fromkeys((*self.asked.numbers, *self.asked.correlated, *timed)))
-        return Columns(numbers, self.asked.levels)
+        return Columns(numbers, self.asked.levels, self.asked.dates)
 
     @property
     def steps(self) -> int:

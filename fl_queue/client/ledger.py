@@ -11,7 +11,7 @@ import json
 import os
 import secrets
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from blake3 import blake3
 
 from fl_queue.analyses.differencing import Grouping
 from fl_queue.analyses.time_grids import Curve
@@ -151,16 +150,26 @@ class Ledger:
                 ) from exc
             yield
 
-    def row_hashes(self, lines: Sequence[bytes]) -> Rows:
+    def key(self) -> bytes:
         """
-        Hashes of a table's rows (rows,), sorted; under a key that stays here, so that no row can be looked up.
+        The key of the row hashes, 32 bytes; it stays here, so that no row can be looked up.
 
         Raises:
-            LocalStorageError: The key cannot be kept.
+            LocalStorageError: It cannot be kept.
+            DataError: It is damaged.
         """
-        key = self._key()
-        found = [blake3(line, key=key).digest(8) for line in lines]
-        return np.sort(np.frombuffer(b"".join(found), "<u8").astype(np.uint64))
+        path = self._folder / _KEY
+        try:
+            files.folder(self._folder)
+            with files.file_lock(self._folder / "lock"):
+                if not path.exists():
+                    files.write_private(path, secrets.token_bytes(32))
+                key = path.read_bytes()
+        except OSError as exc:
+            raise LocalStorageError(str(path), f"cannot be used: {exc.strerror}") from exc
+        if len(key) != 32:
+            raise DataError(str(path), "is damaged; restore it, or remove the folder ledger")
+        return key
 
     def note(self, entry: Entry, hashes: Rows, policy: SitePolicy) -> None:
         """
@@ -237,20 +246,6 @@ class Ledger:
 
     def _rows_of(self, table: str) -> Path:
         return self._folder / "rows" / f"{table[:32]}.npy"
-
-    def _key(self) -> bytes:
-        path = self._folder / _KEY
-        try:
-            files.folder(self._folder)
-            with files.file_lock(self._folder / "lock"):
-                if not path.exists():
-                    files.write_private(path, secrets.token_bytes(32))
-                key = path.read_bytes()
-        except OSError as exc:
-            raise LocalStorageError(str(path), f"cannot be used: {exc.strerror}") from exc
-        if len(key) != 32:
-            raise DataError(str(path), "is damaged; restore it, or remove the folder ledger")
-        return key
 
 
 def _entries(path: Path) -> Iterator[Entry]:

@@ -8,7 +8,7 @@ No Redis here.
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -125,10 +125,6 @@ class SitePolicy:
         """The rules as JSON and TOML have them."""
         return {name: as_plain(getattr(self, name)) for name in RULES}
 
-    def visible(self, names: Iterable[str]) -> list[str]:
-        """The columns of a table that exist for a question, in their order."""
-        return [name for name in names if self._is_visible(name)]
-
     def check_levels(self, categories: Mapping[str, tuple[str, ...]]) -> None:
         """Raise PolicyRefusal if a question lists more levels of a category than one may."""
         for name, levels in categories.items():
@@ -165,10 +161,11 @@ class SitePolicy:
         if names is None and (self.columns or self.never):
             raise PolicyRefusal("the config has to list its columns in task.features")
         for name in names or ():
-            if not self._is_visible(name):
+            if not self.is_visible(name):
                 raise DataError("table", f"has no column {name}", public=True)
 
-    def _is_visible(self, name: str) -> bool:
+    def is_visible(self, name: str) -> bool:
+        """Whether a column exists for a question."""
         if any(fnmatchcase(name, pattern) for pattern in self.never):
             return False
         return not self.columns or any(fnmatchcase(name, pattern) for pattern in self.columns)

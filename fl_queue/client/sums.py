@@ -28,6 +28,7 @@ from fl_queue.config.run_config import RunConfig
 from fl_queue.errors import ConfigError, PolicyRefusal
 from fl_queue.protocol.arrays import Int64s
 from fl_queue.protocol.trainer_messages import Request
+from fl_queue.tables import TableForm
 from fl_queue.tasks import fingerprint
 from fl_queue.tasks.fingerprint import Fingerprint
 
@@ -55,8 +56,8 @@ class SiteTable:
 
     @cached_property
     def hashes(self) -> Rows:
-        """Of the rows, as of ``Ledger.row_hashes``. Raises LocalStorageError."""
-        return self.book.row_hashes(self.read.lines)
+        """Of the rows, as of ``ReadTable.row_hashes``. Raises DataError, LocalStorageError."""
+        return self.read.row_hashes(self.book.key())
 
     @cached_property
     def digest(self) -> str:
@@ -103,7 +104,9 @@ def read(site: WorkerSettings, config: RunConfig) -> SiteTable:
     curves = {*book.curves(), *analysis.curves()}
     beside = {name for grouping in groupings for name in grouping.columns}
     beside |= {curve.category for curve in curves}
-    found = table_file.read(path, analysis.columns, rules, beside)
+    delimiter, decimal = (str(config.task.get(name, "")) for name in ("delimiter", "decimal"))
+    form = TableForm(delimiter, decimal)
+    found = table_file.read(path, analysis.columns, rules, beside, form)
     rules.check_levels(analysis.columns.categories)
     return SiteTable(analysis, found, rules, whole, taken, book)
 
@@ -231,7 +234,7 @@ def _curve_codes(found: SiteTable, curve: Curve) -> Int64s | None:
     """The group of each row; None: the curve has no groups, or its category is no column (any more)."""
     if curve.category not in found.read.texts:
         return None
-    codes = table_file.codes_of(found.read.texts[curve.category], curve.levels)
+    codes = found.read.texts[curve.category].placed(curve.levels)
     return without_few(codes, len(curve.levels), found.policy.min_cell)
 
 
@@ -247,10 +250,10 @@ def _codes(found: SiteTable, grouping: Grouping) -> Int64s:
     """The group of each row, as it is counted: a refusal shows no more of a rare text than an answer would."""
     texts, listed = found.read.texts, len(grouping.levels)
     if grouping.category:
-        codes = table_file.codes_of(texts[grouping.category], grouping.levels)
+        codes = texts[grouping.category].placed(grouping.levels)
         return without_few(codes, listed, found.policy.min_cell)
-    gaps = [[cell in table_file.MISSING for cell in texts[name]] for name in grouping.columns]
-    return np.asarray(np.array(gaps, np.bool_).any(axis=0), np.int64)
+    gaps = [texts[name].is_missing for name in grouping.columns]
+    return np.asarray(np.any(gaps, axis=0), np.int64)
 
 
 def _named(grouping: Grouping) -> str:

@@ -1,27 +1,24 @@
 """
-A site's table: the columns that an analysis reads, from a CSV file with a header line.
+A site's table: the columns that an analysis reads, and the hashes of its rows.
 
 An error names file, line and column, and never the content of a cell. No Redis and no torch here.
 """
 
 from __future__ import annotations
 
-import csv
-import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from fl_queue import tables
 from fl_queue.analyses.base import Columns, SiteRows
 from fl_queue.client.policy import SitePolicy
-from fl_queue.common.spelling import nearest
 from fl_queue.errors import DataError
-from fl_queue.protocol.arrays import Float64s, Int64s
-
-#: Texts of cells that are missing. No config changes them: an error that depended on them would show cells.
-MISSING = frozenset(("", "NA", "N/A", "NaN", "nan", "null", "NULL", "None", "?"))
+from fl_queue.protocol.arrays import Float64s
+from fl_queue.tables import Column, TableForm, Texts
+from fl_queue.tables.cell_hash import Hashes
 
 
 @dataclass(frozen=True)
@@ -31,17 +28,39 @@ class ReadTable:
 
     Args:
         table: The columns that were asked for.
-        lines: Each row's cells, for the hashes of the ledger.
-        texts: Category -> each row's text.
+        texts: Category -> each row's text, and of further columns whose groups are compared.
+        path: The file.
+        form: Of a text file.
+        seen: What the file was when it was read.
     """
 
     table: SiteRows
-    lines: Sequence[bytes]
-    texts: Mapping[str, Sequence[str]]
+    texts: Mapping[str, Texts]
+    path: Path
+    form: TableForm
+    seen: tuple[int, ...]
+
+    def row_hashes(self, key: bytes) -> Hashes:
+        """
+        Hashes of all rows over all columns of the file, (rows,) ascending.
+
+        Args:
+            key: 32 bytes; it stays at the site, so that no row can be looked up.
+
+        Raises:
+            DataError: The file has changed since it was read.
+        """
+        found = tables.hashes(self.path, self.form, key)
+        _check_unchanged(self.path, self.seen)
+        return np.sort(found)
 
 
 def read(
-    path: Path, columns: Columns, policy: SitePolicy, beside: Collection[str] = ()
+    path: Path,
+    columns: Columns,
+    policy: SitePolicy,
+    beside: Collection[str] = (),
+    form: TableForm | None = None,
 ) -> ReadTable:
     """
     Read the columns that an analysis asks for.
@@ -49,101 +68,63 @@ def read(
     Args:
         policy: Columns that it hides are as if they were not there.
         beside: Columns whose texts are wanted, too, as far as they are there.
+        form: Of a text file; detected unless it is given.
 
     Raises:
+        ConfigError: pyarrow is not installed.
         PolicyRefusal: The table has too few rows.
         DataError: The file cannot be read, a column is missing or stands twice, a row has another length than the
             header, or a cell is no number.
     """
-    rows = _rows(path)
-    header = next(rows, (0, []))[1]
-    if not header:
-        raise DataError(str(path), "is empty; its first line must name the columns", public=True)
-    places = _places(path, header, columns, policy)
-    texts = {name: header.index(name) for name in (*columns.categories, *beside) if name in header}
-    cells: dict[str, list[str]] = {name: [] for name in (*places, *texts)}
-    numbers, lines, wrong = [], [], ""
-    for line, row in rows:
-        numbers.append(line)
-        if len(row) != len(header):
-            wrong = wrong or f"line {line}: {len(row)} cells, the header has {len(header)}"
-            continue
-        lines.append("\0".join(row).encode(errors="replace"))
-        for name, place in {**places, **texts}.items():
-            cells[name].append(row[place])
-    # Before any error that names a line: it is about one row.
-    policy.limits.check_rows(len(numbers))
-    if wrong:
-        raise DataError(str(path), wrong, public=True)
-    table = SiteRows(
-        len(lines),
-        {name: _numbers(path, name, cells[name], numbers) for name in columns.numbers},
-        {name: codes_of(cells[name], levels) for name, levels in columns.categories.items()},
-    )
-    return ReadTable(table, lines, {name: cells[name] for name in texts})
-
-
-def _places(
-    path: Path, header: Sequence[str], columns: Columns, policy: SitePolicy
-) -> Mapping[str, int]:
-    """Column -> its place in a row."""
-    visible = policy.visible(header)
-    for name in columns.names:
-        if name not in visible:
-            raise DataError(
-                str(path),
-                f"has no column {name}{nearest(name, visible)}; visible: {', '.join(visible)}",
-                public=f"has no column {name}",
-            )
-        if header.count(name) > 1:
-            raise DataError(str(path), f"column {name} stands twice in the header", public=True)
-    return {name: header.index(name) for name in columns.names}
-
-
-def _numbers(path: Path, name: str, cells: Sequence[str], lines: Sequence[int]) -> Float64s:
-    found = np.empty(len(cells), np.float64)
-    for place, cell in enumerate(cells):
-        value = math.nan if cell in MISSING else _number(cell)
-        if value is None:
-            raise DataError(
-                str(path), f"line {lines[place]}, column {name}: not a number", public=True
-            )
-        found[place] = value
-    return found
-
-
-def _number(cell: str) -> float | None:
+    seen = _seen(path)
+    wanted = [_column(name, columns) for name in columns.names]
+    header, form = tables.header_of(path, wanted, form or TableForm(), policy.is_visible)
+    beside = {name for name in beside if name and header.count(name) == 1} - {*columns.categories}
     try:
-        value = float(cell)
-    except ValueError:
-        return None
-    # Python parses 1_000; in a table it is a mistake or a name.
-    return value if math.isfinite(value) and "_" not in cell else None
+        numbers = _numbers(path, [one for one in wanted if one.kind != "category"], form)
+        texts = tables.texts(path, columns.categories, beside, form)
+    except DataError:
+        # It may name a line: that is about one row.
+        policy.limits.check_rows(tables.row_count(path, form))
+        raise
+    _check_unchanged(path, seen)
+    rows = [len(each) for each in numbers.values()] + [len(each.codes) for each in texts.values()]
+    policy.limits.check_rows(rows[0])
+    codes = {name: texts[name].placed(levels) for name, levels in columns.categories.items()}
+    return ReadTable(SiteRows(rows[0], numbers, codes), texts, path, form, seen)
 
 
-def codes_of(cells: Sequence[str], levels: Sequence[str]) -> Int64s:
-    """The number of each text's level; then that of any other text, then that of a missing cell."""
-    known = {level: code for code, level in enumerate(levels)}
-    other, missing = len(levels), len(levels) + 1
-    return np.array(
-        [known.get(cell, missing if cell in MISSING else other) for cell in cells],
-        np.int64,
-    )
+def _column(name: str, columns: Columns) -> Column:
+    if name in columns.categories:
+        return Column(name, "category")
+    return Column(name, "date" if name in columns.dates else "number")
 
 
-def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """Yield line number and cells of each row, the header first. Raises DataError."""
+def _numbers(path: Path, columns: Sequence[Column], form: TableForm) -> dict[str, Float64s]:
+    """Columns of numbers; one of words such as yes and no is 1 and 0."""
+    if not columns:
+        return {}
+    words = tables.boolean_columns(path, [one.name for one in columns], form)
+    kinds = [Column(one.name, "boolean") if one.name in words else one for one in columns]
+    return tables.read(path, kinds, form)
+
+
+def _seen(path: Path) -> tuple[int, ...]:
+    """What changes with a file. Raises DataError if it is not there."""
     try:
-        # utf-8-sig: spreadsheets put a byte order mark before the first column's name.
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file)
-            for row in filter(None, reader):
-                yield reader.line_num, [cell.strip() for cell in row]
+        found = path.stat()
     except OSError as exc:
         raise DataError(
-            str(path), f"cannot be read: {exc.strerror}; see --data and task.file", public=True
+            str(path),
+            f"cannot be read: {exc.strerror}; see --data and task.file",
+            public=f"{path.name}: cannot be read: {exc.strerror}; see --data and task.file",
         ) from exc
-    except (csv.Error, UnicodeDecodeError) as exc:
+    return found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+
+
+def _check_unchanged(path: Path, seen: tuple[int, ...]) -> None:
+    """Raise DataError if a file was changed while it was read: its rows would not be those that the ledger notes."""
+    if _seen(path) != seen:
         raise DataError(
-            str(path), f"is not a CSV file in UTF-8 ({exc})", public="is not a CSV file in UTF-8"
-        ) from exc
+            str(path), "was changed while it was read; ask again", public="the table was changed"
+        )

@@ -13,6 +13,7 @@ from fl_queue.analyses.regression import Regression
 from fl_queue.analyses.statistics import Statistics
 from fl_queue.common import data_folder
 from fl_queue.common.options import Option, OptionTable
+from fl_queue.tables.schema import DELIMITERS
 
 
 @dataclass(frozen=True)
@@ -33,21 +34,33 @@ class AnalysisEntry:
     check: Callable[[Mapping[str, Any]], None]
 
 
-_FILE = Option(
-    "str",
-    "table.csv",
-    "file name in each site's data folder: a CSV file with a header line",
-    check=data_folder.problem,
-)
+#: Options of all of them: the file, and its form.
+_TABLE = {
+    "file": Option(
+        "str",
+        "table.csv",
+        "file name in each site's data folder: CSV or TSV with a header line, Parquet, Arrow or Feather",
+        check=data_folder.problem,
+    ),
+    "delimiter": Option(
+        "str", "", "between cells of a text file; empty: detected", choices=("", *DELIMITERS)
+    ),
+    "decimal": Option(
+        "str", "", "decimal sign of a text file; empty: detected", choices=("", ".", ",")
+    ),
+}
 
 ANALYSES: dict[str, AnalysisEntry] = {
     "statistics": AnalysisEntry(
         Statistics,
         "rows, missing cells, means, quantiles, counts, tables, correlations and survival curves of the sites' tables",
         {
-            "file": _FILE,
+            **_TABLE,
             "numbers": Option(
                 "strs", (), "columns of numbers: rows, missing cells, mean and standard deviation"
+            ),
+            "dates": Option(
+                "strs", (), "those of them that are dates such as 2024-02-29: days since 1970-01-01"
             ),
             "quantiles": Option(
                 "floats",
@@ -98,7 +111,7 @@ ANALYSES: dict[str, AnalysisEntry] = {
         Regression,
         "linear, logistic and Poisson regressions of the sites' tables, with standard errors and p-values",
         {
-            "file": _FILE,
+            **_TABLE,
             "family": Option(
                 "str",
                 "logistic",

@@ -5,13 +5,13 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from fl_queue.common.spelling import nearest
 from fl_queue.errors import DataError
-from fl_queue.tables.schema import DELIMITERS, Column, TableForm
+from fl_queue.tables.schema import DELIMITERS, FALSE, TRUE, Column, TableForm
 
 #: Bytes and lines that are looked at.
 _HEAD, _LINES = 64 * 1024, 100
@@ -20,6 +20,9 @@ _LEAST, _LONGEST = 10, 64 * 1024**2
 _COMMA = re.compile(r"[+-]?\d+,\d+([eE][+-]?\d+)?")
 _GROUPED = re.compile(r"[+-]?[1-9]\d{0,2}(,\d{3})+")
 _POINT = re.compile(r"[+-]?\d*\.\d+([eE][+-]?\d+)?")
+
+
+IsVisible = Callable[[str], bool]
 
 
 @dataclass(frozen=True)
@@ -40,22 +43,61 @@ class Dialect:
     header_lines: int
 
 
-def dialect_of(path: Path, form: TableForm, columns: Sequence[Column]) -> Dialect:
+def dialect_of(
+    path: Path, form: TableForm, columns: Sequence[Column], is_visible: IsVisible = bool
+) -> Dialect:
     """
     The form of a file: as it is declared, else as its first lines have it.
+
+    Args:
+        columns: Those that will be read.
+        is_visible: Of a name; other columns are as if they were not there.
 
     Raises:
         DataError: It is empty, no text in UTF-8, or can be read in two ways; names the option to set.
     """
     head = _head(path)
-    delimiter = DELIMITERS[form.delimiter] if form.delimiter else _delimiter(path, head, columns)
+    wanted = {column.name for column in columns if is_visible(column.name)}
+    is_hidden = len(wanted) < len({column.name for column in columns})
+    delimiter = DELIMITERS[form.delimiter] if form.delimiter else ""
+    delimiter = delimiter or _delimiter(path, head, wanted if not is_hidden else None)
     lines, rows = _rows(head, delimiter)
     if not rows or not any(rows[0]):
         raise refusal(path, "is empty; its first line must name the columns")
     header = tuple(rows[0])
-    check_header(path, header, columns)
+    check_header(path, header, columns, is_visible)
     decimal = form.decimal or _decimal(path, delimiter, header, rows[1:], columns)
     return Dialect(delimiter, decimal, header, lines[0])
+
+
+def boolean_columns(path: Path, names: Sequence[str], form: TableForm) -> set[str]:
+    """
+    Columns whose first value in the first lines is a word for true or false; 1 and 0 are numbers.
+
+    Args:
+        names: Of columns that are there once.
+        form: With nothing left to detect.
+    """
+    header, *rows = _rows(_head(path), DELIMITERS[form.delimiter])[1]
+    words = {*TRUE, *FALSE} - {"1", "0"}
+    found = set()
+    for name in names:
+        at = header.index(name)
+        cells = (row[at] for row in rows if at < len(row) and row[at] not in form.missing)
+        if next(cells, None) in words:
+            found.add(name)
+    return found
+
+
+def row_count(path: Path, form: TableForm) -> int:
+    """Rows of a text file below its header, whatever is wrong with them; empty lines are none."""
+    # A cell may be as long as the file.
+    limit = csv.field_size_limit(2**31 - 1)
+    try:
+        with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
+            return sum(map(bool, csv.reader(file, delimiter=DELIMITERS[form.delimiter]))) - 1
+    finally:
+        csv.field_size_limit(limit)
 
 
 def refusal(path: Path, reason: str, away: str | None = None) -> DataError:
@@ -64,11 +106,17 @@ def refusal(path: Path, reason: str, away: str | None = None) -> DataError:
     return DataError(str(path), reason, public=f"{path.name}: {reason if away is None else away}")
 
 
-def check_header(path: Path, header: Sequence[str], columns: Sequence[Column]) -> None:
-    """Raise DataError for a wanted column that is missing or stands twice, and for one without a name."""
+def check_header(
+    path: Path,
+    header: Sequence[str],
+    columns: Sequence[Column],
+    is_visible: IsVisible = bool,
+) -> None:
+    """Raise DataError for a wanted column that is missing, hidden or stands twice, and for one without a name."""
     found = dict[str, list[str]]()
     for index, name in enumerate(header, 1):
-        found.setdefault(name, []).append(str(index))
+        if is_visible(name):
+            found.setdefault(name, []).append(str(index))
     for column in columns:
         places = found.get(column.name, [])
         if len(places) > 1:
@@ -78,10 +126,10 @@ def check_header(path: Path, header: Sequence[str], columns: Sequence[Column]) -
                 f"{', '.join(places)}; rename or remove the others",
             )
         if not places:
-            near = nearest(column.name, [name for name in header if name])
+            near = nearest(column.name, [name for name in found if name])
             raise refusal(
                 path,
-                f"has no column {column.name}{near}; its columns: {', '.join(header)}",
+                f"has no column {column.name}{near}; its columns: {', '.join(found)}",
                 f"has no column {column.name}",
             )
 
@@ -125,11 +173,19 @@ def _rows(head: str, delimiter: str) -> tuple[list[int], list[list[str]]]:
     return ends, rows
 
 
-def _delimiter(path: Path, head: str, columns: Sequence[Column]) -> str:
-    """The one delimiter by which all lines have as many cells, and the header the columns."""
-    wanted = {column.name for column in columns}
+def _delimiter(path: Path, head: str, wanted: Collection[str] | None) -> str:
+    """
+    The one delimiter by which all lines have as many cells, and the header the columns.
+
+    Args:
+        wanted: Names of the columns; None: one is not there.
+    """
     split = {mark: _rows(head, mark)[1] for mark in DELIMITERS.values()}
-    found = [mark for mark, rows in split.items() if rows and wanted <= set(rows[0])]
+    found = [
+        mark
+        for mark, rows in split.items()
+        if rows and wanted is not None and {*wanted} <= {*rows[0]}
+    ]
     if len(found) > 1:
         even = [mark for mark in found if len({len(row) for row in split[mark]}) == 1]
         found = even if even else found

@@ -7,7 +7,9 @@ nulls, without an error.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,9 +19,18 @@ from numpy.typing import NDArray
 
 from fl_queue.common.extras import how_to_install
 from fl_queue.errors import ConfigError
-from fl_queue.tables import arrow, wrong_cells
-from fl_queue.tables.dialect import Dialect, check_header, dialect_of, refusal
-from fl_queue.tables.schema import FALSE, MISSING, OTHER, TRUE, Column, TableForm, codes_of
+from fl_queue.tables import arrow, dialect, wrong_cells
+from fl_queue.tables.dialect import Dialect, IsVisible, check_header, dialect_of, refusal
+from fl_queue.tables.schema import (
+    DELIMITERS,
+    FALSE,
+    MISSING,
+    OTHER,
+    TRUE,
+    Column,
+    TableForm,
+    codes_of,
+)
 
 Columns = dict[str, NDArray[Any]]
 #: Suffixes of text files, and of the others with what reads them.
@@ -51,6 +62,81 @@ def read(path: Path, columns: Sequence[Column], form: TableForm | None = None) -
         DataError: The file cannot be read, lacks a column, or a cell is no value of it; names line and column, and
             never the cell.
     """
+    if _is_text(path):
+        return _text(path, columns, form or TableForm())
+    return _binary(path, columns, BINARY[path.suffix.lower()])
+
+
+def header_of(
+    path: Path, columns: Sequence[Column], form: TableForm, is_visible: IsVisible | None = None
+) -> tuple[tuple[str, ...], TableForm]:
+    """
+    Names of all columns of a file, and its form with nothing left to detect.
+
+    Args:
+        columns: Those that will be read.
+        is_visible: Of a name; other columns are as if they were not there. None: all are visible.
+
+    Raises:
+        ConfigError, DataError: As ``read``, but for a cell.
+    """
+    is_visible = is_visible or bool
+    if _is_text(path):
+        found = dialect_of(path, form, columns, is_visible)
+        delimiter = next(name for name, mark in DELIMITERS.items() if mark == found.delimiter)
+        return found.header, replace(form, delimiter=delimiter, decimal=found.decimal)
+    with _refusing(path):
+        header = tuple(_schema(path, BINARY[path.suffix.lower()]).names)
+    check_header(path, header, columns, is_visible)
+    return header, form
+
+
+def table_of_texts(path: Path, names: Sequence[str] | None, form: TableForm) -> Any:
+    """
+    Columns as an Arrow table: of a text file as large strings (all: as bytes), of another one as they are.
+
+    Args:
+        names: Which; None: all, in their order.
+        form: Of ``header_of``.
+
+    Raises:
+        ConfigError, DataError: As ``read``, but for a cell of any kind.
+    """
+    if not _is_text(path):
+        with _refusing(path):
+            return _binary_table(path, names, BINARY[path.suffix.lower()])
+    found = dialect_of(path, form, [Column(name, "text") for name in names or ()])
+    kind = arrow.pyarrow().large_string()
+    if names is None:
+        # Columns that are not asked for cannot fail: they may be in another encoding.
+        names, kind = _unique(found.header), arrow.pyarrow().large_binary()
+    with _text_errors(path, found, form, ()):
+        return _text_table(path, found, form, dict.fromkeys(names, kind))
+
+
+def row_count(path: Path, form: TableForm) -> int:
+    """
+    Rows of a file, whatever is wrong with their cells.
+
+    Args:
+        form: Of ``header_of``.
+
+    Raises:
+        ConfigError, DataError: As ``read``, but for a cell.
+    """
+    if _is_text(path):
+        return dialect.row_count(path, form)
+    with _refusing(path):
+        return int(_binary_table(path, None, BINARY[path.suffix.lower()]).num_rows)
+
+
+def boolean_columns(path: Path, names: Sequence[str], form: TableForm) -> set[str]:
+    """Columns of a text file whose cells are words for true and false; another file has types."""
+    return dialect.boolean_columns(path, names, form) if _is_text(path) else set()
+
+
+def _is_text(path: Path) -> bool:
+    """Whether a file is a text. Raises ConfigError without pyarrow, DataError for a name of no table."""
     try:
         arrow.pyarrow()
     except ImportError as exc:
@@ -60,45 +146,58 @@ def read(path: Path, columns: Sequence[Column], form: TableForm | None = None) -
             public="tables need the package pyarrow, of the extra tables",
         ) from exc
     suffix = path.suffix.lower()
-    if suffix in TEXT:
-        return _text(path, columns, form or TableForm())
-    if suffix in BINARY:
-        return _binary(path, columns, BINARY[suffix])
-    raise refusal(path, f"is no table: its name must end in one of {', '.join((*TEXT, *BINARY))}")
+    if suffix not in (*TEXT, *BINARY):
+        raise refusal(
+            path, f"is no table: its name must end in one of {', '.join((*TEXT, *BINARY))}"
+        )
+    return suffix in TEXT
 
 
 def _text(path: Path, columns: Sequence[Column], form: TableForm) -> Columns:
     found = dialect_of(path, form, columns)
-    quotes = _count(path, b'"')
-    pyarrow, csv = arrow.pyarrow(), arrow.part("csv")
-    kinds = {one.name: _arrow_type(one) for one in columns}
+    with _text_errors(path, found, form, columns):
+        kinds = {one.name: _arrow_type(one) for one in columns}
+        made = _taken(_text_table(path, found, form, kinds), columns, form.missing)
+    if not len(made[columns[0].name]):
+        raise refusal(path, "has no rows below its header")
+    return made
+
+
+@contextmanager
+def _text_errors(
+    path: Path, found: Dialect, form: TableForm, columns: Sequence[Column]
+) -> Iterator[None]:
+    """Raise DataError, with the place of what cannot be read, for an error of Arrow: its text quotes cells."""
     try:
-        table = _parsed(
-            path,
-            found,
-            csv.ParseOptions(delimiter=found.delimiter, newlines_in_values=quotes > 0),
-            csv.ConvertOptions(
-                include_columns=list(kinds),
-                column_types=kinds,
-                null_values=list(form.missing),
-                strings_can_be_null=True,
-                quoted_strings_can_be_null=True,
-                true_values=list(TRUE),
-                false_values=list(FALSE),
-                decimal_point=found.decimal,
-                timestamp_parsers=[csv.ISO8601],
-            ),
-        )
-        made = _taken(table, columns, form.missing)
-    except (pyarrow.ArrowException, _Unusable) as exc:  # Its text quotes cells.
+        yield
+    except (arrow.pyarrow().ArrowException, _Unusable) as exc:
         raise wrong_cells.error(path, found, form, columns) from exc
+
+
+def _text_table(path: Path, found: Dialect, form: TableForm, kinds: Mapping[str, Any]) -> Any:
+    """The columns of ``kinds`` as an Arrow table. Raises ArrowException, DataError."""
+    quotes, csv = _count(path, b'"'), arrow.part("csv")
+    table = _parsed(
+        path,
+        found,
+        csv.ParseOptions(delimiter=found.delimiter, newlines_in_values=quotes > 0),
+        csv.ConvertOptions(
+            include_columns=list(kinds),
+            column_types=kinds,
+            null_values=list(form.missing),
+            strings_can_be_null=True,
+            quoted_strings_can_be_null=True,
+            true_values=list(TRUE),
+            false_values=list(FALSE),
+            decimal_point=found.decimal,
+            timestamp_parsers=[csv.ISO8601],
+        ),
+    )
     # A quote without its other half takes all rows after it for its cell.
     if quotes % 2 and (line := wrong_cells.open_quote(path, found)):
         why = "a quote begins there that is not closed"
         raise refusal(path, f"line {line}: {why}", "a quote is not closed")
-    if not len(made[columns[0].name]):
-        raise refusal(path, "has no rows below its header")
-    return made
+    return table
 
 
 def _parsed(path: Path, found: Dialect, parse: Any, convert: Any) -> Any:
@@ -233,36 +332,47 @@ def _codes(values: Any, column: Column, missing: Sequence[str]) -> NDArray[np.in
 
 
 def _binary(path: Path, columns: Sequence[Column], reader: str) -> Columns:
-    pyarrow, module = arrow.pyarrow(), arrow.part(reader)
     try:
-        schema = _schema(path, reader)
-        check_header(path, schema.names, columns)
-        names = [one.name for one in columns]
-        for column in columns:
-            _check_type(path, column, schema.field(column.name).type)
-        table = (
-            module.read_table(str(path), columns=names)
-            if reader == "parquet"
-            else module.read_table(str(path), columns=names, memory_map=False)
-        )
-        made = _taken(_converted(table, columns), columns)
+        with _refusing(path):
+            schema = _schema(path, reader)
+            check_header(path, schema.names, columns)
+            for column in columns:
+                check_type(path, column, schema.field(column.name).type)
+            table = _binary_table(path, [one.name for one in columns], reader)
+            made = _taken(_converted(table, columns), columns)
     except _Unusable as exc:
         where = f"column {exc.column.name}: {exc.why}"
         away = where if exc.why == wrong_cells.CLOSED else f"row {exc.row + 1}, {where}"
         raise refusal(path, f"row {exc.row + 1}, {where}", away) from exc
+    if not len(made[columns[0].name]):
+        raise refusal(path, "has no rows")
+    return made
+
+
+@contextmanager
+def _refusing(path: Path) -> Iterator[None]:
+    """Raise DataError for an error of Arrow."""
+    try:
+        yield
     except FileNotFoundError as exc:
         raise refusal(
             path, "cannot be read: there is no such file; see data.dir and task.file"
         ) from exc
-    except (pyarrow.ArrowException, OSError) as exc:  # Its text may quote cells.
+    except (arrow.pyarrow().ArrowException, OSError) as exc:  # Its text may quote cells.
         raise refusal(
             path,
             f"is no {path.suffix} file that can be read ({type(exc).__name__})",
             f"is no {path.suffix} file that can be read",
         ) from exc
-    if not len(made[columns[0].name]):
-        raise refusal(path, "has no rows")
-    return made
+
+
+def _binary_table(path: Path, names: Sequence[str] | None, reader: str) -> Any:
+    """An Arrow table. Raises ArrowException, OSError."""
+    module = arrow.part(reader)
+    wanted = None if names is None else list(names)
+    if reader == "parquet":
+        return module.read_table(str(path), columns=wanted)
+    return module.read_table(str(path), columns=wanted, memory_map=False)
 
 
 def _schema(path: Path, reader: str) -> Any:
@@ -273,7 +383,7 @@ def _schema(path: Path, reader: str) -> Any:
         return pyarrow.ipc.open_file(file).schema
 
 
-def _check_type(path: Path, column: Column, kind: Any) -> None:
+def check_type(path: Path, column: Column, kind: Any) -> None:
     """Raise DataError unless a column of a file has a type that its declared one can be read from."""
     types = arrow.part("types")
     is_number = types.is_integer(kind) or types.is_floating(kind) or types.is_decimal(kind)

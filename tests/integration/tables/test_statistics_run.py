@@ -125,7 +125,10 @@ def test_too_few_sites_with_the_file_end_it(sites: Federation, tmp_path: Path) -
     assert done.returncode == 4, done.stderr
     [line] = [line for line in done.stderr.splitlines() if line.startswith("Error: ")]
     assert "too few sites can answer: round.cohort wants 3 clients, and 1 may take part" in line
-    assert "site-2, site-3: it cannot train: DataError: cannot be read: No such file" in line
+    assert (
+        "site-2, site-3: it cannot train: DataError: later.csv: cannot be read: No such file"
+        in line
+    )
     assert line.endswith("mend them, and start it under another name (--run)")
     for number in (2, 3):
         path = sites.folder / f"site-{number}" / "later.csv"
