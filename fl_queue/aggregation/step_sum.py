@@ -72,8 +72,12 @@ class StepSum:
         self.add_sum({WORDS: words}, 1, 1)
 
     def next_state(self) -> Int64s:
-        """The state after the step."""
+        """The state after the step. Raises AnalysisError: there will be no result."""
         return self.analysis.advance(self.state, self.total)
+
+    def version_of(self, state: Int64s) -> Tensor:
+        """The body of the version with the state after the step."""
+        return tensor_layout.little_endian(self.analysis.version(state, self.total))
 
     def is_last(self, state: Int64s, steps_left: int) -> bool:
         """

@@ -22,8 +22,10 @@ from fl_queue.errors import MessageError, PolicyRefusal
 from fl_queue.protocol.arrays import Float64s, Int64s
 from fl_queue.protocol.manifest import Manifest, TensorSpec
 
-#: Name of the only tensor of a version: the state's words.
+#: Name of a version's tensor with the state's words.
 STATE = "state"
+#: Name of a fit's other tensor: the sum that its state was made of, and words of 0 after it.
+TOTAL = "total"
 #: Name of the only tensor of a site's answer.
 WORDS = "words"
 #: Sites of a round.
@@ -94,6 +96,19 @@ class Limits:
         if rows < max(self.min_rows, self.min_cell):
             raise PolicyRefusal("the table has fewer rows than its min_rows")
 
+    def check_weights(self, total: float, squares: float) -> None:
+        """
+        Raise PolicyRefusal unless weights count as rows enough: their sum squared, by that of their squares.
+
+        A fit's state may give all rows but a few so little weight that its sums are those of the few.
+
+        Args:
+            total: Sum of the rows' weights, none of them negative.
+            squares: Sum of their squares.
+        """
+        if total * total < self.min_cell * squares:
+            raise PolicyRefusal("a step gives weight to too few rows (min_cell)")
+
 
 @dataclass(frozen=True)
 class Block:
@@ -134,6 +149,14 @@ class Layout:
         for block in self.blocks:
             self._starts[block.name] = self.size
             self.size += block.size
+
+    @property
+    def numbers(self) -> int:
+        """How many numbers the words show: an exact sum is one."""
+        return sum(
+            block.size // block.shape[-1] if block.is_digits and block.size else block.size
+            for block in self.blocks
+        )
 
     @property
     def manifest(self) -> Manifest:
@@ -198,6 +221,8 @@ class Analysis(ABC):
 
     #: Whether it is a fit, whose steps depend on each other: it ends with the first state that has a result.
     is_fit = False
+    #: Whether a site limits the numbers that a fit shows by those of its table (max_numbers of its policy).
+    has_budget = True
 
     def __init__(self, options: Mapping[str, Any]) -> None:
         self.options = options
@@ -216,6 +241,16 @@ class Analysis(ABC):
     @abstractmethod
     def state_size(self) -> int:
         """Words of a state; the same for each step."""
+
+    @property
+    def total_size(self) -> int:
+        """Words of the longest vector of a fit: a state comes with the sum it was made of, for sites to check."""
+        raise NotImplementedError(f"{type(self).__name__} is a fit, and has no total_size")
+
+    @property
+    def parameters(self) -> int:
+        """Parameters of a fit, which a site limits by its rows (max_parameters of its policy); 0: it does not."""
+        return 0
 
     @abstractmethod
     def questions(self) -> Sequence[str]:
@@ -251,7 +286,10 @@ class Analysis(ABC):
     @abstractmethod
     def advance(self, state: Int64s, total: Int64s) -> Int64s:
         """
-        The state after a step.
+        The state after a step: a function of state and sum alone, which each site of a fit computes again.
+
+        A site of a fit may be lost between two steps. The sum is of fewer sites then than the state, and what was
+        made of their rows counts no more: the fit begins anew, or a part of it.
 
         Args:
             total: Sum of the sites' vectors, modulo 2**64.
@@ -279,8 +317,35 @@ class Analysis(ABC):
 
     @property
     def manifest(self) -> Manifest:
-        """The state as the only tensor of a version."""
-        return Manifest((TensorSpec(STATE, (self.state_size,), "integer_buffer"),))
+        """A version: the state, and of a fit the sum that it was made of."""
+        tensors = [TensorSpec(STATE, (self.state_size,), "integer_buffer")]
+        if self.is_fit:
+            tensors.append(TensorSpec(TOTAL, (self.total_size,), "integer_buffer"))
+        return Manifest(tuple(tensors))
+
+    def version(self, state: Int64s, total: Int64s | None = None) -> Int64s:
+        """The words of a version. Args: ``total``: the sum that the state was made of; None: it is the first."""
+        if not self.is_fit:
+            return state
+        padded = np.zeros(self.total_size, np.int64)
+        if total is not None:
+            padded[: total.size] = total
+        return np.concatenate([state, padded])
+
+    def unpadded(self, before: Int64s, padded: Int64s) -> Int64s:
+        """
+        The sum in a version of a fit.
+
+        Args:
+            before: The state before it.
+
+        Raises:
+            MessageError: It is no sum of a step after that state.
+        """
+        size = self.layout(before).size
+        if padded[size:].any():
+            raise MessageError(f"a sum of more than {size} words")
+        return padded[:size]
 
     def state_of(self, words: Int64s) -> Int64s:
         """Raise MessageError unless these are as many words as a state has; returns them."""

@@ -46,6 +46,8 @@ class Trees(Analysis):
     """The task ``trees``."""
 
     is_fit = True
+    #: Histograms of all levels are more numbers than a table has; a site's policy lets trees be grown, or not.
+    has_budget = False
 
     @cached_property
     def plan(self) -> Plan:
@@ -70,6 +72,14 @@ class Trees(Analysis):
     def state_size(self) -> int:
         """Of all trees that there may be."""
         return State.size(self.plan)
+
+    @property
+    def total_size(self) -> int:
+        """Words of both steps of cells, or of a level with as many nodes as it may have."""
+        numbers = len(self.plan.numbers)
+        coarse, fine = Layout(self._coarse()).size, 1 + numbers * cells.MAX_CELLS
+        nodes = self.plan.rules.classes << (self.plan.rules.max_depth - 1)
+        return max(coarse, fine, 4 + 2 * nodes * self.plan.most_cells)
 
     def questions(self) -> Sequence[str]:
         """One: the trees."""

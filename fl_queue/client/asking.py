@@ -15,6 +15,7 @@ from types import MappingProxyType
 from fl_queue.client import job_storage
 from fl_queue.client.assignment import ClientJob, RoundModel, fetch_base
 from fl_queue.client.client_state import StoredClientState
+from fl_queue.client.fits import FitFolder
 from fl_queue.client.site import WorkerSettings
 from fl_queue.config.run_config import RunConfig
 from fl_queue.models.host_cache import hold_base
@@ -119,6 +120,8 @@ def sums_request(job: ClientJob) -> Request:
     Raises:
         RoundEnded: The round ended while that version was waited for.
     """
+    older = [FitFolder(job.site.fits, run, job.who) for run in job.state.restored_from]
+    FitFolder(job.site.fits, job.run, job.who).adopt(older)
     return _of_round(job, Call.sums, job.base or fetch_base(job))
 
 

@@ -32,6 +32,8 @@ Rows = npt.NDArray[np.uint64]
 #: A ledger's file that holds the key of its row hashes.
 _KEY = "key"
 _DAY = "%Y-%m-%d"
+#: Steps of a fit that count as one more question of a day.
+STEPS_OF_A_QUESTION = 20
 #: Fields of a line that earlier answers are compared by.
 _TEXTS = ("run_id", "client", "file", "table", "policy")
 
@@ -51,10 +53,11 @@ class Entry:
         file: The table's file, with its path.
         table: Digest of its rows; it stays at the site.
         rows: Their number.
-        numbers: Words that were shown.
+        numbers: Numbers that were shown.
         policy: Digest of the site's policy.
         groupings: How rows were grouped: number, category and levels of each question that does.
         curves: Times to an event that were counted: time, event, category, levels and times of each question.
+        fit_step: Number of the step of a fit, from 1; 0: it is none.
         state: Digest of the earlier step's sum, from which this one was laid out; empty: it is the first.
     """
 
@@ -73,6 +76,7 @@ class Entry:
     groupings: tuple[tuple[str, str, tuple[str, ...]], ...] = ()
     state: str = ""
     curves: tuple[tuple[str, str, str, tuple[str, ...], tuple[float, ...]], ...] = ()
+    fit_step: int = 0
 
     @property
     def grouped(self) -> list[Grouping]:
@@ -85,7 +89,11 @@ class Entry:
         What counts as different questions: a question about the same rows under the same rules counts once.
 
         A further step counts as one by itself, for each sum that it is laid out from: another sum has another answer.
+        A fit is one question, and another one for each ``STEPS_OF_A_QUESTION`` steps.
         """
+        if self.fit_step:
+            part = self.fit_step // STEPS_OF_A_QUESTION
+            return {(self.file, self.table, self.policy, f"part {part} of fit {self.run_id}")}
         asked = (*self.questions, f"a step after {self.state}") if self.state else self.questions
         return {(self.file, self.table, self.policy, question) for question in asked}
 

@@ -56,7 +56,19 @@ RULES: dict[str, Option] = {
         high=100,
     ),
     "max_questions": Option(
-        "int", 50, "different questions that are answered in a day (UTC); 0: none", low=0
+        "int",
+        50,
+        "different questions that are answered in a day (UTC), of which a fit is one, plus one for each 20 steps; 0: none",
+        low=0,
+    ),
+    "max_parameters": Option(
+        "float", 0.1, "parameters of a regression for each row of the table", low=0
+    ),
+    "max_numbers": Option(
+        "float",
+        0.5,
+        "numbers that all steps of one fit show, for each cell (row and column) that it reads",
+        low=0,
     ),
     "max_levels": Option("int", 40, "levels of a category that a question may list", low=1),
     "columns": Option(
@@ -85,13 +97,16 @@ class SitePolicy:
     The rules of a site.
 
     Args:
-        min_rows, min_cell, dominance, max_questions, max_levels, columns, never, allow, share: See ``RULES``.
+        min_rows, min_cell, dominance, max_questions, max_parameters, max_numbers, max_levels, columns, never, allow,
+            share: See ``RULES``.
     """
 
     min_rows: int = RULES["min_rows"].default
     min_cell: int = RULES["min_cell"].default
     dominance: float = RULES["dominance"].default
     max_questions: int = RULES["max_questions"].default
+    max_parameters: float = RULES["max_parameters"].default
+    max_numbers: float = RULES["max_numbers"].default
     max_levels: int = RULES["max_levels"].default
     columns: tuple[str, ...] = ()
     never: tuple[str, ...] = ()

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from fl_queue.analyses.base import STATE
+from fl_queue.analyses.base import STATE, TOTAL
 from fl_queue.client import client_state, local_update, outbox, state_writing, sums, update_message
 from fl_queue.client.asking import Report
 from fl_queue.client.client_state import ClientStateFolder
@@ -259,7 +259,8 @@ class Resident:
         if (analysis := job.config.analysis) is not None:
             sums.check_allowed(self._site, job.config)
             header = update_message.initial_header(job.header("model"), analysis.manifest, {})
-            return self._keep(header, [tensor_layout.little_endian(analysis.initial())])
+            first = analysis.version(analysis.initial())
+            return self._keep(header, [tensor_layout.little_endian(first)])
         task = self._kept.task(job.request, job.config)
         initial = request.initial
 
@@ -330,12 +331,12 @@ class Resident:
 
     def _sums(self, job: _Job) -> Answer:
         failpoints.failpoint("client.started")
-        base = np.array(self._base(job).arrays()[STATE], np.int64)
+        base = {name: np.array(words, np.int64) for name, words in self._base(job).arrays().items()}
         # What another process of this site answers meanwhile would be compared with nothing.
         with Ledger(self._site.state_dir).asking():
             found = self._table.read(self._site, job.config)
-            state = found.analysis.state_of(base)
-            words = sums.answer(self._site, job.request, found, state)
+            state = found.analysis.state_of(base[STATE])
+            words = sums.answer(self._site, job.request, found, state, base.get(TOTAL))
         header = update_message.words_header(
             job.header("sums"), found.analysis.layout(state).manifest, found.policy.digest
         )

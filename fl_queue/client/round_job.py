@@ -215,7 +215,8 @@ def tidy(store: Store, site: WorkerSettings, who: str) -> None:
     outbox.remove_unfinished(site.outbox, who)
     outbox.sweep(site.outbox, who, unknown_runs.may_go(store.control, site.state_dir))
     host_cache.sweep(site.cache, partial(queries.is_over, store.control))
-    client_state.sweep(site.client_states, store.control.runs.is_needed)
+    for kept in (site.client_states, site.fits):
+        client_state.sweep(kept, store.control.runs.is_needed)
 
 
 def find_or_make(job: ClientJob, make: Make) -> tuple[Header, memoryview]:

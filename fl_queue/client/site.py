@@ -236,6 +236,11 @@ class WorkerSettings:
         """Folder of what clients keep from one round to the next."""
         return self.state_dir / "client-state"
 
+    @property
+    def fits(self) -> Path:
+        """Folder of the notes of fits that are answered here."""
+        return self.state_dir / "fits"
+
     def connect(self) -> Store:
         """
         Both Redis roles, not checked: for a job, whose worker has seen that they are fit.

@@ -18,7 +18,8 @@ from fl_queue.analyses.base import Analysis
 from fl_queue.analyses.differencing import Grouping, isolates_few
 from fl_queue.analyses.suppression import without_few
 from fl_queue.analyses.time_grids import Curve
-from fl_queue.client import ledger, policy, table_file
+from fl_queue.client import fits, ledger, policy, table_file
+from fl_queue.client.fits import FitFolder, FitStep
 from fl_queue.client.ledger import Entry, Ledger, Rows
 from fl_queue.client.policy import SitePolicy
 from fl_queue.client.site import WorkerSettings
@@ -160,46 +161,62 @@ def preview(site: WorkerSettings, config: RunConfig) -> dict[str, Any]:
     return result
 
 
-def answer(site: WorkerSettings, request: Request, found: SiteTable, state: Int64s) -> Int64s:
+def answer(
+    site: WorkerSettings,
+    request: Request,
+    found: SiteTable,
+    state: Int64s,
+    total: Int64s | None = None,
+) -> Int64s:
     """
     The words of a step, once they are noted.
 
     Args:
         state: Before the step.
+        total: Of a fit the sum that the state was made of, and words of 0.
 
     Raises:
         PolicyRefusal: They may not be shown.
-        DataError: A number cannot be summed; or the ledger is damaged.
+        DataError: A number cannot be summed; or the ledger is damaged; or the table changed since a fit began.
         LocalStorageError: They cannot be noted.
         MessageError: The state is none of the analysis.
     """
     analysis, rules = found.analysis, found.policy
     failpoints.failpoint("rows.read")
+    fit, step, number = FitFolder(site.fits, request.run, request.client), None, 0
+    if analysis.is_fit and total is not None:
+        step = FitStep(analysis, request.base_version, state, total)
+        number = fits.check(step, fit, found.digest, found.read.table.rows, rules)
     words = analysis.local(state, found.read.table, rules.limits)
     _check_differences(found)
-    found.book.note(
-        Entry(
-            at=ledger.now(),
-            run=request.name,
-            run_id=request.run,
-            round=request.round,
-            client=request.client,
-            questions=tuple(analysis.questions()),
-            columns=analysis.columns.names,
-            file=found.file,
-            table=found.digest,
-            rows=found.read.table.rows,
-            numbers=int(words.size),
-            policy=rules.digest,
-            state=blake3(state.astype("<i8").tobytes()).hexdigest() if state.any() else "",
-            groupings=tuple((one.number, one.category, one.levels) for one in analysis.groupings()),
-            curves=tuple(map(astuple, analysis.curves())),
-        ),
-        found.hashes,
-        rules,
-    )
+    found.book.note(_entry(request, found, state, number), found.hashes, rules)
+    if step is not None:
+        fit.note(step, found.digest)
     failpoints.failpoint("ledger.noted")
     return words
+
+
+def _entry(request: Request, found: SiteTable, state: Int64s, fit_step: int) -> Entry:
+    """An answer as the ledger notes it."""
+    analysis = found.analysis
+    return Entry(
+        at=ledger.now(),
+        run=request.name,
+        run_id=request.run,
+        round=request.round,
+        client=request.client,
+        questions=tuple(analysis.questions()),
+        columns=analysis.columns.names,
+        file=found.file,
+        table=found.digest,
+        rows=found.read.table.rows,
+        numbers=analysis.layout(state).numbers,
+        policy=found.policy.digest,
+        groupings=tuple((one.number, one.category, one.levels) for one in analysis.groupings()),
+        curves=tuple(map(astuple, analysis.curves())),
+        state=blake3(state.astype("<i8").tobytes()).hexdigest() if state.any() else "",
+        fit_step=fit_step,
+    )
 
 
 def _check_differences(found: SiteTable) -> None:

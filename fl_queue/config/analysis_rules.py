@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fl_queue.analyses.base import MAX_SITES
+from fl_queue.analyses.base import MAX_SITES, Analysis
 from fl_queue.analyses.questions import MAX_WORDS
 from fl_queue.common.toml_text import value_text
 from fl_queue.config.settings import RunSettings
@@ -46,13 +46,23 @@ def check_analysis(settings: RunSettings) -> None:
             "data.partition",
             f'has no use in {task}: each site\'s table is its own; set it to "site"',
         )
-    if settings.analysis is not None and settings.analysis.state_size > MAX_WORDS:
-        raise ConfigError(
-            "task.tables",
-            f"so many questions have {settings.analysis.state_size:,} words, more than {MAX_WORDS:,}; ask fewer "
-            "at a time",
-        )
+    if settings.analysis is not None:
+        _check_size(settings.analysis)
     if settings.known_cohort() > MAX_SITES:
         raise ConfigError(
             "round.cohort", f"{settings.known_cohort()} sites are more than {MAX_SITES}; lower it"
         )
+
+
+def _check_size(analysis: Analysis) -> None:
+    """Raise ConfigError if a version is too large."""
+    words = analysis.manifest.nbytes // 8
+    if words <= MAX_WORDS:
+        return
+    if analysis.is_fit:
+        reason = f"a step of it has {words:,} words, more than {MAX_WORDS:,}; name fewer columns"
+        raise ConfigError("task", reason)
+    raise ConfigError(
+        "task.tables",
+        f"so many questions have {words:,} words, more than {MAX_WORDS:,}; ask fewer at a time",
+    )

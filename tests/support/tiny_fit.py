@@ -42,6 +42,16 @@ class TinyFit(Analysis):
         """Steps of this panel, its rows, the mean and the last step, as float64."""
         return 4
 
+    @property
+    def total_size(self) -> int:
+        """Of each step."""
+        return 2
+
+    @property
+    def parameters(self) -> int:
+        """The mean."""
+        return 1
+
     def questions(self) -> Sequence[str]:
         """One."""
         return (f"mean of {self.options['column']} by steps",)

@@ -212,5 +212,6 @@ def fitted(
             words = analysis.local(state, table, limits)
             layout.check(words)
             total = words if not len(total) else total + words
+        assert total.size <= analysis.total_size
         state = analysis.advance(state, total)
     return analysis, state

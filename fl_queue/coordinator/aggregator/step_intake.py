@@ -38,6 +38,6 @@ def check_first_state(analysis: Analysis | None, manifest: Manifest, body: memor
     """Raise MessageError unless a version 0 is the state that an analysis begins with; None: a run trains."""
     if analysis is None:
         return
-    first = tensor_layout.little_endian(analysis.initial())
+    first = tensor_layout.little_endian(analysis.version(analysis.initial()))
     if manifest != analysis.manifest or bytes(body) != first.tobytes():
         raise MessageError("it is not the state that the analysis begins with")

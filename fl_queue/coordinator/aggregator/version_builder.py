@@ -25,7 +25,6 @@ from fl_queue.errors import CheckpointError, ContentMissing, FLQueueError, Local
 from fl_queue.models import checkpoint
 from fl_queue.models.checkpoint import Body
 from fl_queue.models.model_store import ModelStore
-from fl_queue.protocol import tensor_layout
 from fl_queue.protocol.base_part import BasePart
 from fl_queue.protocol.manifest import Manifest
 from fl_queue.protocol.records import RoundRecord
@@ -212,7 +211,7 @@ class VersionBuilder:
         state, version = step.next_state(), self.round.base_version + 1
         is_last = step.is_last(state, wanted - version)
         with ExitStack() as stack:
-            body = tensor_layout.little_endian(state)
+            body = step.version_of(state)
             built = self._write(stack, version, step.analysis.manifest, [body], {})
         return replace(built, is_last=is_last)
 

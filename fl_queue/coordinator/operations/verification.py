@@ -313,7 +313,7 @@ def _digest_of_step(
         signatures.check(client, update)
         step.check(update.header)
         step.add(update.header, update.body)
-    return tensor_layout.pieces_digest([tensor_layout.little_endian(step.next_state())])
+    return tensor_layout.pieces_digest([step.version_of(step.next_state())])
 
 
 def _merger_of(
