@@ -149,10 +149,12 @@ def _update(site: WorkerSettings, request: Request) -> Update:
 
 def _in_a_process(site: WorkerSettings, requests: Sequence[Request]) -> list[list[str]]:
     """Have requests answered by a new process, one after the other. Returns what each has changed."""
-    # Not forked: this process may have threads, and a CUDA device.
-    spawn = multiprocessing.get_context("spawn")
+    # Not forked from this process, which may have threads, and a CUDA device: from one that has imported torch and run
+    # nothing, as a worker's trainers are.
+    server = multiprocessing.get_context("forkserver")
+    server.set_forkserver_preload([__name__])
     try:
-        with ProcessPoolExecutor(1, mp_context=spawn) as pool:
+        with ProcessPoolExecutor(1, mp_context=server) as pool:
             found = pool.submit(_answered, site, tuple(requests)).result()
     except BrokenProcessPool as exc:
         raise DataError("task", "ended the process that trains; see its last lines above") from exc

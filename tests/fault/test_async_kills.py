@@ -68,6 +68,7 @@ KEEPING = ('model.private=["bias"]', "update.codec=topk", "update.fraction=0.05"
 
 
 CLIENTS = 3
+EVALUATOR = False
 ALLOW = "paced:Paced"
 
 

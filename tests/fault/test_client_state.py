@@ -51,6 +51,7 @@ STATEFUL = (
 )
 SITES = ("site-1", "site-2")
 ALLOW = "failing:Failing"
+EVALUATOR = False
 
 
 def environment(folder: Path) -> dict[str, str]:

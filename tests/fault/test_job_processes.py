@@ -63,13 +63,13 @@ POOL = ("clients.kind=simulation", "clients.count=2", "clients.processes=1", "ro
 def federation(
     tmp_path_factory: pytest.TempPathFactory, no_process_left: None
 ) -> Iterator[Federation]:
-    """An aggregator, an evaluator, a site and a pool process."""
+    """An aggregator, a site and a pool process."""
     folder = tmp_path_factory.mktemp("horses")
     (folder / "deeds").mkdir()
     (folder / "leaving.py").write_text(TASK)
     environment = {"PYTHONPATH": str(folder), "DEEDS": str(folder / "deeds")}
     with start(folder / "state", server=chosen_server()) as redis:
-        made = Federation(redis, folder, 1, environment, "leaving:Leaving")
+        made = Federation(redis, folder, 1, environment, "leaving:Leaving", evaluator=False)
         try:
             made.start("pool", "--processes", "1")
             wait_for("the pool", lambda: made.store.control.workers.is_role_alive("pool"), 120)
