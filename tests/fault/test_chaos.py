@@ -173,7 +173,10 @@ def test_keys_that_are_left_are_found(redis_urls: tuple[str, str]) -> None:
     data.set(keyspace.chunk(keyspace.update_blob("a", run, "e" * 64), 0), b"update")
     data.rpush(keyspace.results(run), b"element")
     assert len(found()) == 2
+    control.hset(keyspace.round_rejected(run, 7), "stranger", "{}")
+    assert len(found()) == 3
     control.hset(keyspace.round_(run, 7), "state", "committed")
+    assert len(found()) == 3, "of a round that is kept: the round alone"
     control.zadd("rq:wip:flq-aggregate", {"aggregator_chaos-aaaaaa_7_4567cdef:99": 1})
     control.sadd("rq:workers", "rq:worker:client-site-1-89abcdef")
     assert len(found()) == 5

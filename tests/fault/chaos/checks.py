@@ -188,11 +188,13 @@ def traces(control: redis.Redis, run: str) -> Counter[str]:
     What a run has left on the control server: its keys, and the members of RQ's collections of jobs.
 
     Keys that expire do not count, nor do members whose job has such a key: the healer sweeps them
-    after it. Random parts and numbers are written as ``#`` and ``n``.
+    after it, nor what a round refused whose own key is still kept: only a disturbed run has refused anything.
+    Random parts and numbers are written as ``#`` and ``n``.
     """
     found: Counter[str] = Counter()
     for key in _lasting_keys(control):
-        if run in key:
+        round_, _, kind = key.rpartition(":")
+        if run in key and not (kind == "rejected" and control.exists(round_)):
             found[_pattern(key, run)] += 1
         for member in _members(control, key) or ():
             job = member.partition(":")[0]

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from dataclasses import asdict
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,6 @@ import pytest
 from fl_queue.protocol.events import RunCompleted
 
 pytest.importorskip("tensorboard", reason="an extra")
-pytest.importorskip("mlflow", reason="an extra")
 
 from click.testing import CliRunner
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -27,6 +27,9 @@ from fl_queue.errors import ConfigError, DataError
 from fl_queue.reporting import curves, exporters
 from fl_queue.store import RunState, Store, keyspace
 from tests.support.recorded_rounds import abandoned, add_rounds, add_score, closing, record
+
+#: Not imported here: that takes a second, in each process of the suite.
+pytestmark = pytest.mark.skipif(find_spec("mlflow") is None, reason="an extra")
 
 
 def closed(store: Store, run: str) -> None:

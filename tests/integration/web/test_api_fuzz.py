@@ -7,12 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import schemathesis
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
-from schemathesis.generation import GenerationMode
-from schemathesis.specs.openapi.checks import positive_data_acceptance
 
 from fl_queue.config.schema import SECTIONS
 from fl_queue.store import Store
@@ -34,8 +31,6 @@ bounded = settings(
     phases=[Phase.generate],
     suppress_health_check=list(HealthCheck),
 )
-#: A config's name, or one of two options at a time, may be refused: the description cannot express that.
-UNDESCRIBED = [positive_data_acceptance]
 #: A field of the config, and something that may be its value.
 OVERRIDES = st.builds(
     "{0[0]}.{0[1]}={1}".format,
@@ -51,6 +46,14 @@ OVERRIDES = st.builds(
 )
 
 
+def undescribed() -> list[Any]:
+    """Checks that are left out: a config's name, or one of two options at a time, may be refused."""
+    # Not at the top: that takes a second, in each process of the suite.
+    from schemathesis.specs.openapi.checks import positive_data_acceptance
+
+    return [positive_data_acceptance]
+
+
 @pytest.fixture
 def api(run: str, store: Store, redis_urls: tuple[str, str], tmp_path: Path) -> Any:
     """The described API of a server with a run in it, and without workers."""
@@ -58,11 +61,15 @@ def api(run: str, store: Store, redis_urls: tuple[str, str], tmp_path: Path) -> 
     add_score(store, run, 1, 0.7)
     connection = Connection(lambda: Store.open(*redis_urls, tmp_path), tmp_path)
     app = build(connection, Configs(None), Access("", frozenset({"testserver"})))
+    import schemathesis
+
     return schemathesis.openapi.from_asgi("/api/v1/openapi.json", app)
 
 
 def inputs(operation: Any) -> list[SearchStrategy[Any]]:
     """Valid ones, and invalid ones where anything is invalid: a path takes every text."""
+    from schemathesis.generation import GenerationMode
+
     modes = [GenerationMode.POSITIVE]
     if list(operation.query) or list(operation.body) or "{number}" in operation.path:
         modes.append(GenerationMode.NEGATIVE)
@@ -79,7 +86,7 @@ def test_every_answer_is_as_described(api: Any) -> None:
             def check(case: Any, is_there: bool) -> None:
                 if is_there and "run" in case.path_parameters:
                     case.path_parameters["run"] = "lawful"
-                case.call_and_validate(excluded_checks=UNDESCRIBED)
+                case.call_and_validate(excluded_checks=undescribed())
 
             check()
 
@@ -94,7 +101,7 @@ def test_no_value_of_any_field_is_a_crash(api: Any) -> None:
     def check(overrides: list[str], number: int) -> None:
         body = {"config": "mnist-3v7", "run": f"fuzzed-{number}", "set": overrides}
         operation.Case(body=body, media_type="application/json").call_and_validate(
-            excluded_checks=UNDESCRIBED
+            excluded_checks=undescribed()
         )
 
     check()
