@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from fl_queue.analyses import loops
 from fl_queue.errors import MessageError
 from fl_queue.protocol.arrays import Float32s, Float64s, Int64s
 
@@ -58,14 +59,13 @@ def placed(found: Keys, least: int) -> Keys:
         (N,) ascending.
     """
     ordered = np.sort(found)
-    edges = [0]
     if least < 2:
         return ordered
-    while len(ordered) - edges[-1] >= least:
-        last = ordered[edges[-1] + least - 1]
-        edges.append(int(np.searchsorted(ordered, last, side="right")))
+    edges = np.zeros(len(ordered) + 1, np.int64)
+    cut = (loops.compiled() or loops).find_edges
+    edges = edges[: cut(ordered, least, edges)]
     edges[-1] = len(ordered)
-    starts, ends = np.array(edges[:-1], np.int64), np.array(edges[1:], np.int64)
+    starts, ends = edges[:-1], edges[1:]
     return np.repeat(ordered[(starts + ends - 1) // 2], ends - starts)
 
 

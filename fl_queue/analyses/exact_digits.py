@@ -15,6 +15,7 @@ from fractions import Fraction
 import numpy as np
 import numpy.typing as npt
 
+from fl_queue.analyses import loops
 from fl_queue.protocol.arrays import Float64s, Int64s
 
 #: Values taken together: their parts stay in the cache, and words are carried before they can overflow.
@@ -64,6 +65,10 @@ def sums(values: Float64s, places: npt.NDArray[np.intp], count: int) -> Int64s:
     Returns:
         (count, 8) words, each in [-2**31, 2**31).
     """
+    if found := loops.compiled():
+        bins = _bins(count)
+        found.add_values(bins, np.ascontiguousarray(values), places)
+        return _folded(bins, VALUES)
     return _added(_blocks(values, places), count, VALUES)
 
 
@@ -81,6 +86,10 @@ def product_sums(
     Returns:
         (count, 14) words, each in [-2**31, 2**31).
     """
+    if found := loops.compiled():
+        bins = _bins(count)
+        found.add_products(bins, *map(np.ascontiguousarray, (left, right)), places)
+        return _folded(bins, PRODUCTS)
 
     def halves() -> Iterator[tuple[Float64s, npt.NDArray[np.intp]]]:
         for start in range(0, len(left), _BLOCK):
@@ -96,6 +105,29 @@ def value_of(words: Int64s, window: Window) -> Fraction:
     """The number that words stand for; they may be sums of the words of many sites."""
     whole = sum(int(word) << (32 * place) for place, word in enumerate(words))
     return Fraction(whole) * Fraction(2) ** window.low
+
+
+def _bins(count: int) -> Int64s:
+    """Sums by group and exponent, as of ``loops.add_values``."""
+    return np.zeros((count, 2 * (loops.LAST - loops.FIRST)), np.int64)
+
+
+def _folded(bins: Int64s, window: Window) -> Int64s:
+    """The words of sums by exponent, (count, K), each in [-2**31, 2**31)."""
+    found = np.zeros((len(bins), window.words), np.int64)
+    for words, row in zip(found, bins, strict=True):
+        whole = 0
+        for slot in np.unique(np.flatnonzero(row) // 2).tolist():
+            value = int(row[2 * slot]) + (int(row[2 * slot + 1]) << 32)
+            shift = loops.FIRST + slot - 1075 - window.low
+            # Bits below the window are 0: they are those of the error of a product.
+            whole += value << shift if shift >= 0 else value >> -shift
+        for place in range(window.words):
+            rest = ((whole + (1 << 31)) & 0xFFFFFFFF) - (1 << 31)
+            is_last = place == window.words - 1
+            words[place] = whole if is_last else rest
+            whole = (whole - rest) >> 32
+    return found
 
 
 def _blocks(

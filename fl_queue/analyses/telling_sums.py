@@ -18,6 +18,10 @@ from fl_queue.protocol.arrays import Float64s, Int64s
 
 #: Rows that are looked at first: usually they have more different numbers than any rule is about.
 _LOOK = 4096
+#: The first of these, where that is enough.
+_GLANCE = 64
+#: Far above the relative error of a sum of so many float64.
+_MARGIN = 1e-6
 #: Count, sum and sum of squares are three equations.
 _EQUATIONS = 3
 
@@ -71,12 +75,14 @@ def of_products(columns: Float64s, is_whole: Mask, limits: Limits) -> bool:
     rest = (column[~is_whole & ~np.isnan(column)] for column in columns)
     if any(is_telling(part, limits) for part in (*whole, *rest)):
         return True
-    for left, right in combinations(whole, 2):
-        products = left * right
+    halves = [_halves(column) for column in whole]
+    products = np.empty(whole.shape[1])
+    for i, j in combinations(range(len(whole)), 2):
+        np.multiply(whole[i], whole[j], out=products)
         if _is_dominated(products, limits) or _is_nearly_constant(products, limits.min_cell):
             return True
-        for one, other in ((left, right), (right, left)):
-            if (halves := _halves(one)) is not None and by_group(other, halves, 2, limits).any():
+        for cut, other in ((halves[i], whole[j]), (halves[j], whole[i])):
+            if cut is not None and by_group(other, cut, 2, limits).any():
                 return True
     return False
 
@@ -94,26 +100,36 @@ def is_telling(values: Float64s, limits: Limits) -> bool:
     """Whether number, sum and sum of squares of all rows show few of them."""
     return (
         _is_dominated(values, limits)
-        or _is_dominated(values * values, limits)
+        or _is_dominated(values, limits, of_squares=True)
         or _is_nearly_constant(values, limits.min_cell)
     )
 
 
-def _is_dominated(values: Float64s, limits: Limits) -> bool:
+def _is_dominated(values: Float64s, limits: Limits, *, of_squares: bool = False) -> bool:
     """Whether a sum shows nearly its largest value: the p per cent rule, for numbers that are not negative."""
-    if not limits.dominance or not len(values) or values.min() < 0:
+    if not limits.dominance or not len(values):
         return False
-    largest = float(values.max())
-    if largest == 0:
+    low, high = float(values.min()), float(values.max())
+    largest = max(low * low, high * high) if of_squares else high
+    if largest == 0 or (low < 0 and not of_squares):
         return False
-    first = np.partition(values, max(len(values) - 2, 0))[:-2]
-    return bool(first.sum() < limits.dominance / 100 * largest)
+    least = limits.dominance / 100 * largest
+    head = values[:_LOOK] ** 2 if of_squares else values[:_LOOK]
+    # Some rows without their two largest have no more than all rows without theirs; the margin is for rounding.
+    if (1 - _MARGIN) * head.sum() - 2 * head.max() > (1 + _MARGIN) * least:
+        return False
+    whole = values * values if of_squares else values
+    first = np.partition(whole, max(len(whole) - 2, 0))[:-2]
+    return bool(first.sum() < least)
 
 
 def _is_nearly_constant(values: Float64s, least: int) -> bool:
     """Whether few rows have another number than the rest, or one of two or three numbers."""
-    if least < 2 or len(np.unique(values[:_LOOK])) > max(least, _EQUATIONS) + 1:
+    if least < 2:
         return False
+    for look in (_GLANCE, _LOOK):
+        if len(np.unique(values[:look])) > max(least, _EQUATIONS) + 1:
+            return False
     counts = np.unique(values, return_counts=True)[1]
     if len(counts) < 2:
         return False
