@@ -67,6 +67,8 @@ class Design:
         target: Column of the target.
         classes: The target's two texts, of which the second counts as 1; empty: it has numbers.
         offset, weights: Columns; empty: none.
+        time: Column of times to an event, where the target is whether it was seen; empty: the target is all.
+        strata: Categories whose rows are compared with rows of the same levels only.
     """
 
     features: tuple[Feature, ...]
@@ -74,6 +76,8 @@ class Design:
     classes: tuple[str, ...] = ()
     offset: str = ""
     weights: str = ""
+    time: str = ""
+    strata: tuple[Feature, ...] = ()
 
     @property
     def terms(self) -> tuple[Term, ...]:
@@ -93,8 +97,8 @@ class Design:
     def columns(self) -> Columns:
         """The table's columns."""
         numbers = [one.name for one in self.features if not one.levels]
-        numbers += [name for name in (self.offset, self.weights) if name]
-        categories = {one.name: one.levels for one in self.features if one.levels}
+        numbers += [name for name in (self.offset, self.weights, self.time) if name]
+        categories = {one.name: one.levels for one in (*self.features, *self.strata) if one.levels}
         if self.classes:
             categories[self.target] = self.classes
         else:
@@ -104,8 +108,9 @@ class Design:
     @property
     def names(self) -> tuple[str, ...]:
         """The table's columns that decide which rows are used, in the config's order."""
-        more = (name for name in (self.offset, self.weights) if name)
-        return tuple(dict.fromkeys((*(one.name for one in self.features), self.target, *more)))
+        more = (name for name in (self.offset, self.weights, self.time) if name)
+        listed = (one.name for one in (*self.features, *self.strata))
+        return tuple(dict.fromkeys((*listed, self.target, *more)))
 
     def is_whole(self, table: SiteRows) -> Mask:
         """Which rows have no gap, (rows,)."""
@@ -195,4 +200,6 @@ def encoded(design: Design, scale: Scale, table: SiteRows, family: Family) -> Si
     offset = design.number(table, design.offset, is_whole, 0.0)
     if family.has_scale:
         target, offset = scale.scaled(len(terms), target - offset), np.zeros(rows)
-    return SiteDesign(columns, target, offset, design.number(table, design.weights, is_whole, 1.0))
+    weights = design.number(table, design.weights, is_whole, 1.0)
+    found = SiteDesign(columns, target, offset, weights)
+    return family.prepared(found, design, table, is_whole)

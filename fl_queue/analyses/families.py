@@ -11,13 +11,17 @@ import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from fl_queue.analyses import elementary, grid
 from fl_queue.errors import DataError
 from fl_queue.protocol.arrays import Float64s, Int64s
+
+if TYPE_CHECKING:
+    from fl_queue.analyses.base import SiteRows
+    from fl_queue.analyses.design import Design, Mask
 
 #: A row's squared residual is added on a coarser grid: that of fourth powers.
 SQUARES_COARSER = 8
@@ -166,6 +170,12 @@ class Family(ABC):
             step: Newton's, from there.
         """
         return None
+
+    def prepared(
+        self, encoded: SiteDesign, design: Design, table: SiteRows, is_whole: Mask
+    ) -> SiteDesign:
+        """Return a site's rows as ``sums`` reads them. Args: ``encoded``: rows of ``table`` without a gap."""
+        return encoded
 
     @abstractmethod
     def sums(self, design: SiteDesign, place: Place) -> Sums:

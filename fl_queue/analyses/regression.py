@@ -27,6 +27,7 @@ from fl_queue.analyses.base import (
     counts,
     flags,
 )
+from fl_queue.analyses.cox import BRESLOW, Cox
 from fl_queue.analyses.design import INTERCEPT, Design, Scale
 from fl_queue.analyses.differencing import Grouping
 from fl_queue.analyses.families import FAMILIES, SQUARES_COARSER, Family, Place, SiteDesign
@@ -49,6 +50,8 @@ class Regression(Analysis):
     @cached_property
     def family(self) -> Family:
         """The family of the target."""
+        if self.options["family"] == Cox.name:
+            return Cox(self.options["ties"] or BRESLOW)
         return FAMILIES[self.options["family"]]
 
     @cached_property
@@ -80,7 +83,9 @@ class Regression(Analysis):
     def questions(self) -> Sequence[str]:
         """One line: each step is about the same."""
         names = ", ".join(one.name for one in self.design.features)
-        return (f"{self.family.name} regression of {self.design.target} on {names}",)
+        target = f"{self.options['target']} on {names}"
+        strata = ", ".join(one.name for one in self.design.strata)
+        return (f"{self.family.name} regression of {target}{strata and f' by {strata}'}",)
 
     def groupings(self) -> Sequence[Grouping]:
         """Of each number, the rows without a gap in any column."""
@@ -128,6 +133,7 @@ class Regression(Analysis):
                 block("rows", 1),
                 block("since", 1),
                 block("likelihood", 1),
+                block("null", 1),
                 block("decrement", 1),
                 block("beta", size),
                 block("before", size),
@@ -372,6 +378,8 @@ class Regression(Analysis):
         after = newton.refused(point, found)
         if after is None:
             is_first = self.one(state, "since") == 2 and point.likelihood is None
+            if is_first:
+                self.floats(state, "null")[:] = found.likelihood
             move, decrement = newton.step(found, self.names, is_first)
             beta = None
             if is_first and not self.design.offset and not self.options["ridge"]:

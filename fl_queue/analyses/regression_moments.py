@@ -99,6 +99,8 @@ def words(design: Design, family: Family, table: SiteRows, limits: Limits) -> di
     limits.check_rows(rows)
     target = design.target_of(table, is_whole)
     family.check(design.target, target)
+    if design.time and np.any(table.numbers[design.time][is_whole] < 0.0):
+        raise DataError("table", f"column {design.time}: times are 0 or more", public=True)
     offset = design.number(table, design.offset, is_whole, 0.0)
     _check_summable(design.offset, offset)
     weights = design.number(table, design.weights, is_whole, 1.0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from fl_queue.analyses.cox import Cox
 from fl_queue.analyses.design import INTERCEPT, Design, Feature
 from fl_queue.analyses.questions import MAX_LEVELS
 from fl_queue.common.options import unknown_key
@@ -26,12 +27,12 @@ def design_of(options: Mapping[str, Any]) -> Design:
     names = _names(options["features"])
     if not names:
         raise ConfigError("task.features", "is empty; list the columns, comma separated")
-    target, classes = options["target"], tuple(_names(options["classes"]))
-    if not target:
-        raise ConfigError("task.target", "is empty; name the column that is explained")
+    time, target = _target(options)
+    strata, classes = _names(options["strata"]), tuple(_names(options["classes"]))
     for name in options["columns"]:
-        if name not in names:
-            raise unknown_key(f"task.columns.{name}", [f"task.columns.{one}" for one in names])
+        known = [*names, *strata]
+        if name not in known:
+            raise unknown_key(f"task.columns.{name}", [f"task.columns.{one}" for one in known])
     if classes and options["family"] != "logistic":
         raise ConfigError("task.classes", "are those of family logistic; leave them out")
     if classes and len(set(classes)) != 2:
@@ -42,18 +43,49 @@ def design_of(options: Mapping[str, Any]) -> Design:
         classes,
         options["offset"],
         options["weights"],
+        time,
+        tuple(_stratum(name, options) for name in strata),
     )
-    used = [name for name in (*names, target, found.offset, found.weights) if name]
+    more = (target, found.offset, found.weights, time)
+    used = [name for name in (*names, *strata, *more) if name]
     twice = sorted({name for name in used if used.count(name) > 1})
     if twice:
         raise ConfigError(
             "task.features",
-            f"{twice[0]} is listed twice, or is the target, the offset or the weights, too",
+            f"{twice[0]} is listed twice, or is the target, a stratum, the offset or the weights, too",
         )
     if len(found.terms) >= MAX_COEFFICIENTS:
         raise ConfigError(
             "task.features",
             f"{len(found.terms) + 1} coefficients are more than {MAX_COEFFICIENTS}; leave columns out",
+        )
+    return found
+
+
+def _target(options: Mapping[str, Any]) -> tuple[str, str]:
+    """Columns of the time, which only family cox has, and of the target. Raises ConfigError."""
+    names = _names(options["target"])
+    if options["family"] == Cox.name:
+        if len(names) != 2:
+            raise ConfigError(
+                "task.target",
+                'is not two columns; family cox wants "time,event", such as "months,died"',
+            )
+        return names[0], names[1]
+    if not names:
+        raise ConfigError("task.target", "is empty; name the column that is explained")
+    for name in ("strata", "ties"):
+        if options[name]:
+            raise ConfigError(f"task.{name}", "is for family cox; leave it out")
+    return "", options["target"]
+
+
+def _stratum(name: str, options: Mapping[str, Any]) -> Feature:
+    found = _feature(name, options["columns"].get(name, {}))
+    if not found.levels:
+        raise ConfigError(
+            f"task.columns.{name}",
+            f'has no levels, by which strata are made; add {name} = {{ levels = ["I", "II"] }}',
         )
     return found
 
@@ -65,6 +97,9 @@ def check(options: Mapping[str, Any]) -> None:
         raise ConfigError(
             "task.features", f"{INTERCEPT} is the intercept's name; rename the column"
         )
+    for name in ("weights", "robust"):
+        if options["family"] == Cox.name and options[name]:
+            raise ConfigError(f"task.{name}", "is not for family cox; leave it out")
     if options["ridge"] and options["robust"]:
         raise ConfigError(
             "task.robust", "has no meaning with task.ridge, which biases; leave one out"

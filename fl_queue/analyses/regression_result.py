@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fl_queue.analyses import cholesky, elementary
+from fl_queue.analyses.cox import BRESLOW
 from fl_queue.analyses.newton import Evaluation
 from fl_queue.protocol.arrays import Float64s
 
@@ -42,6 +43,9 @@ def result(analysis: Regression, state: np.ndarray[Any, np.dtype[np.int64]]) -> 
         "withheld": moments.withheld,
         "family": analysis.family.name,
         "target": design.target,
+        "time": design.time or None,
+        "strata": [one.name for one in design.strata],
+        "ties": (analysis.options["ties"] or BRESLOW) if design.time else None,
         "events": None
         if analysis.family.has_scale or rows != moments.rows
         else int(moments.target.total),
@@ -106,6 +110,9 @@ def _coefficients(
             one["level"] = levels[term.level] if term.level >= 0 else None
         one["coefficient"] = float(beta[place])
         one["error"] = None if errors is None else float(errors[place])
+        if analysis.design.time:
+            ratio = float(elementary.exp(beta[place : place + 1])[0])
+            one["hazard_ratio"] = ratio if math.isfinite(ratio) else None
         found.append(one)
     return found
 
@@ -144,6 +151,8 @@ def _fit(
     size, rows = len(analysis.names), moments.rows
     if analysis.design.weights or analysis.options["ridge"] or rows != analysis.one(state, "rows"):
         return {}
+    if analysis.design.time:
+        return _hazards_fit(analysis, state, moments, last)
     has_null = not analysis.design.offset
     mean = moments.target.mean
     if analysis.family.name == "linear":
@@ -169,6 +178,21 @@ def _fit(
         "likelihood_ratio": None if null is None else 2.0 * (likelihood - null),
         "deviance": deviance,
         "pearson": analysis.pearson(state),
+    }
+
+
+def _hazards_fit(
+    analysis: Regression,
+    state: np.ndarray[Any, np.dtype[np.int64]],
+    moments: Moments,
+    last: Evaluation,
+) -> dict[str, float | None]:
+    """Of partial likelihoods: the null is that of coefficients of 0, and each event counts as a row."""
+    null = float(analysis.floats(state, "null")[0])
+    return {
+        **_likelihoods(last.likelihood, len(analysis.names), int(moments.target.total)),
+        "null_log_likelihood": null,
+        "likelihood_ratio": 2.0 * (last.likelihood - null),
     }
 
 

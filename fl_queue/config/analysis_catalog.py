@@ -8,6 +8,7 @@ from typing import Any
 
 from fl_queue.analyses import questions, regression_options
 from fl_queue.analyses.base import Analysis
+from fl_queue.analyses.cox import BRESLOW, EFRON, Cox
 from fl_queue.analyses.families import FAMILIES
 from fl_queue.analyses.regression import Regression
 from fl_queue.analyses.statistics import Statistics
@@ -109,16 +110,20 @@ ANALYSES: dict[str, AnalysisEntry] = {
     ),
     "regression": AnalysisEntry(
         Regression,
-        "linear, logistic and Poisson regressions of the sites' tables, with standard errors and p-values",
+        "linear, logistic, Poisson and Cox regressions of the sites' tables, with standard errors and p-values",
         {
             **_TABLE,
             "family": Option(
                 "str",
                 "logistic",
-                "of the target: linear (a number), logistic (0 and 1, or task.classes), poisson (a count)",
-                choices=tuple(FAMILIES),
+                "of the target: linear (a number), logistic (0 and 1, or task.classes), poisson (a count), cox (a time to an event)",
+                choices=(*FAMILIES, Cox.name),
             ),
-            "target": Option("str", "", "column that is explained"),
+            "target": Option(
+                "str",
+                "",
+                "column that is explained; of family cox those of time and event, such as months,died",
+            ),
             "classes": Option(
                 "str",
                 "",
@@ -134,6 +139,17 @@ ANALYSES: dict[str, AnalysisEntry] = {
                 "str", "", "column that is added to the linear predictor; empty: none"
             ),
             "weights": Option("str", "", "column of the rows' weights, above 0; empty: none"),
+            "strata": Option(
+                "str",
+                "",
+                "of family cox: categories of task.columns, comma separated; rows are compared with those of the same levels at their site",
+            ),
+            "ties": Option(
+                "str",
+                "",
+                "of family cox, events at the same time: breslow (also if empty) or efron",
+                choices=("", BRESLOW, EFRON),
+            ),
             "robust": Option(
                 "str",
                 "",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from typing import Any
@@ -28,6 +29,9 @@ _FIT = {
     "deviance": "deviance",
     "pearson": "Pearson chi-square",
 }
+#: Bounds of a hazard ratio, and the coefficient's whose exponential they are.
+_HAZARDS = {"hazard_low": "low", "hazard_high": "high"}
+_MOST_LOGARITHM = 700.0
 _FILE_COLUMNS = ("name", "coefficient", "error", "statistic", "p", "low", "high")
 
 
@@ -59,7 +63,14 @@ def _with_p(one: Mapping[str, Any], freedom: int, width: float | None) -> dict[s
         found["p"] = p_values.two_sided(value / error, freedom)
         if width is not None:
             found |= {"low": value - width * error, "high": value + width * error}
+            if "hazard_ratio" in one:
+                found |= {name: _ratio(found[end]) for name, end in _HAZARDS.items()}
     return found
+
+
+def _ratio(logarithm: float) -> float | None:
+    """None: it is no float64, as the column's unit is far too large."""
+    return math.exp(logarithm) if abs(logarithm) < _MOST_LOGARITHM else None
 
 
 def renderables(found: Mapping[str, Any]) -> Iterator[RenderableType]:
@@ -85,6 +96,10 @@ def header(found: Mapping[str, Any]) -> list[str]:
         how.append(f"robust errors ({found['robust']})")
     if found["ridge"]:
         how.append(f"ridge {found['ridge']:g}, so without errors")
+    if found["time"]:
+        target = f"{found['time']}, {target}"
+        how.append(f"ties by {found['ties'].capitalize()}")
+        how.append(f"strata: {', '.join(['site', *found['strata']])}")
     lines = [rows + events, f"{found['family']} regression of {target}: {', '.join(how)}"]
     lines += [f"{name} {found[name]}" for name in ("offset", "weights") if found[name]]
     if found["lost"]["rows"]:
@@ -129,9 +144,10 @@ def file_text(found: Mapping[str, Any], suffix: str) -> str | None:
     if suffix == ".csv":
         out = io.StringIO()
         rows = csv.writer(out, lineterminator="\n")
-        rows.writerow(_FILE_COLUMNS)
+        columns = (*_FILE_COLUMNS, *_hazards(found))
+        rows.writerow(columns)
         for one in found["coefficients"]:
-            rows.writerow("" if one[name] is None else one[name] for name in _FILE_COLUMNS)
+            rows.writerow("" if one.get(name) is None else one[name] for name in columns)
         return out.getvalue()
     if suffix == ".md":
         return _markdown(found)
@@ -172,9 +188,15 @@ def _titles(found: Mapping[str, Any]) -> list[str]:
         "std err",
         found["distribution"][0].replace("n", "z"),
         "p",
+        *(["hazard ratio"] if found["time"] else []),
         f"[{tail:g}",
         f"{1 - tail:g}]",
     ]
+
+
+def _hazards(found: Mapping[str, Any]) -> tuple[str, ...]:
+    """Hazard ratios and their bounds, which are shown in place of the coefficients' bounds."""
+    return ("hazard_ratio", *_HAZARDS) if found["time"] else ()
 
 
 def _rows(found: Mapping[str, Any]) -> Iterator[list[str]]:
@@ -185,7 +207,7 @@ def _rows(found: Mapping[str, Any]) -> Iterator[list[str]]:
             *numbers,
             _number(one["statistic"], ".3f"),
             p_values.text(one["p"]),
-            *(_number(one[name], "#.6g") for name in ("low", "high")),
+            *(_number(one.get(name), "#.6g") for name in _hazards(found) or ("low", "high")),
         ]
 
 

@@ -21,6 +21,8 @@ OPTIONS: dict[str, Any] = {
     "classes": "",
     "offset": "",
     "weights": "",
+    "strata": "",
+    "ties": "",
     "robust": "",
     "ridge": 0.0,
     "max_steps": 25,

@@ -1,4 +1,4 @@
-"""The guide of survival with real sites: its config and its commands, as they stand there."""
+"""The guide of survival with real sites: its configs and its commands, as they stand there."""
 
 from __future__ import annotations
 
@@ -81,3 +81,26 @@ def test_the_curves_of_the_guide(sites: Federation, tmp_path: Path) -> None:
     assert shown.returncode == 0, shown.stderr
     assert "log-rank chi-square 3.83757" in shown.stdout
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_hazards_of_the_guide(sites: Federation, tmp_path: Path) -> None:
+    """Those of the pooled table with a stratum for each site, though a site and the aggregator are killed on the way."""
+    (tmp_path / "hazards.toml").write_text(block("hazards.toml"))
+    fired = [
+        sites.arm("ledger.noted", "kill-worker", "site-2"),
+        sites.arm("model.published", "kill-worker", "aggregator"),
+    ]
+    done = command(sites, tmp_path, words("regression hazards.toml"), "--json")
+    assert done.returncode == 0, done.stderr
+    assert all(path.exists() for path in fired)
+    found = json.loads(done.stdout)
+    assert (found["sites"], found["rows"], found["events"], found["steps"]) == (3, 432, 114, 6)
+    assert found["fit"]["log_likelihood"] == pytest.approx(-534.2691272027, rel=1e-12)
+    assert found["coefficients"][0]["coefficient"] == pytest.approx(-0.3692501787, rel=1e-9)
+    assert found["coefficients"][0]["error"] == pytest.approx(0.1914747575, rel=1e-8)
+    for begin in ("result hazards", "verify hazards"):
+        again = command(sites, tmp_path, words(begin))
+        assert again.returncode == 0, again.stdout + again.stderr
+    shown = re.search(r"^```markdown\n(.*?)^```", GUIDE, re.DOTALL | re.MULTILINE)
+    assert shown is not None
+    assert (tmp_path / "hazards.md").read_text() == shown[1]

@@ -49,6 +49,14 @@ def test_features() -> None:
         ({"classes": "no, yes"}, "task.classes: are those of family logistic"),
         ({"classes": "no", "family": "logistic"}, "task.classes: are not two different"),
         ({"classes": "no, no", "family": "logistic"}, "task.classes: are not two different"),
+        ({"family": "cox"}, 'task.target: is not two columns; family cox wants "time,event"'),
+        ({"family": "cox", "target": "a,b,c"}, "task.target: is not two columns"),
+        ({"family": "cox", "target": "age,died"}, "task.features: age is listed twice"),
+        ({"family": "cox", "target": "months,died", "weights": "w"}, "task.weights: is not for"),
+        ({"family": "cox", "target": "months,died", "robust": "HC0"}, "task.robust: is not for"),
+        ({"family": "cox", "target": "months,died", "strata": "sex"}, "task.columns.sex: has no"),
+        ({"strata": "sex"}, "task.strata: is for family cox"),
+        ({"ties": "efron"}, "task.ties: is for family cox"),
         ({"ridge": 1.0, "robust": "HC0"}, "task.robust: has no meaning with task.ridge"),
     ],
 )
@@ -56,3 +64,15 @@ def test_options_that_contradict(changed: dict[str, Any], message: str) -> None:
     """Each is refused when the config is read, and names its field."""
     with pytest.raises(ConfigError, match=message.replace(".", r"\.")):
         regression_options.check(_options(**changed))
+
+
+def test_a_time_to_an_event() -> None:
+    """Time and event are the target, strata are categories that are no features."""
+    strata = {"sex": {"levels": ("F", "M")}}
+    found = regression_options.design_of(
+        _options(family="cox", target="months, died", strata="sex", columns=strata)
+    )
+    assert (found.time, found.target) == ("months", "died")
+    assert found.strata == (Feature("sex", ("F", "M"), "F"),)
+    assert found.columns.numbers == ("age", "stage", "months", "died")
+    assert found.names == ("age", "stage", "sex", "died", "months")

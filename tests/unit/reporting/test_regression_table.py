@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import statsmodels.api as sm
+from lifelines.datasets import load_rossi
 from rich.console import Console
 
 from fl_queue.reporting import p_values, regression_table
@@ -117,3 +118,21 @@ def test_without_scipy(monkeypatch: pytest.MonkeyPatch) -> None:
     assert p_values.quantile(0.975, 0) == pytest.approx(1.959963984540054)
     assert p_values.quantile(0.975, 5) is None
     assert 'pip install "fl-queue[tables]"' in _shown(_logistic())
+
+
+def test_hazard_ratios() -> None:
+    """With their own bounds in place of the coefficients', which files have, too; one that is no number is a gap."""
+    frame = load_rossi().assign(tiny=lambda rows: rows["prio"] * 1e-6)
+    options = {"family": "cox", "target": "week, arrest", "ties": "efron"}
+    fit = analysis_of(("fin", "tiny"), **options)
+    found = regression_table.completed(result_of(fit, [frame]))
+    shown = _shown(found)
+    assert "cox regression of week, arrest: 6 steps" in shown
+    assert "ties by Efron, strata: site" in shown
+    fin, tiny = csv.DictReader(io.StringIO(regression_table.file_text(found, ".csv") or ""))
+    for end in ("low", "high"):
+        ratio = float(fin[f"hazard_{end}"])
+        assert ratio == pytest.approx(np.exp(float(fin[end])))
+        assert f"{ratio:#.6g}" in shown
+    assert (tiny["hazard_ratio"], tiny["hazard_high"]) == ("", "")
+    assert float(tiny["coefficient"]) > 1e4
