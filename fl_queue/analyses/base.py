@@ -43,16 +43,18 @@ class Columns:
         numbers: Names of columns of numbers.
         categories: Name of a column of texts -> its levels, as the config lists them.
         dates: Those of ``numbers`` that hold dates, read as days since 1970-01-01.
+        texts: Names of columns whose different texts are counted.
     """
 
     numbers: tuple[str, ...]
     categories: Mapping[str, tuple[str, ...]]
     dates: tuple[str, ...] = ()
+    texts: tuple[str, ...] = ()
 
     @property
     def names(self) -> tuple[str, ...]:
         """All names, sorted."""
-        return tuple(sorted({*self.numbers, *self.categories}))
+        return tuple(sorted({*self.numbers, *self.categories, *self.texts}))
 
 
 @dataclass(frozen=True)
@@ -67,12 +69,14 @@ class SiteRows:
             of a missing cell.
         scratch: What an analysis has computed from the rows and keeps for its next step; lost at any time, and
             then computed again with the same bits.
+        texts: Column -> text -> its rows; missing cells are none.
     """
 
     rows: int
     numbers: Mapping[str, Float64s]
     codes: Mapping[str, Int64s]
     scratch: dict[str, Any] = field(default_factory=dict, compare=False)
+    texts: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -85,11 +89,13 @@ class Limits:
         min_cell: Fewest rows behind any number.
         dominance: A sum of numbers that are not negative is withheld where all rows but the two largest have less than
             this many per cent of the largest; 0: it is not.
+        max_names: Most names of levels of one category that are shown; 0: none.
     """
 
     min_rows: int = 0
     min_cell: int = 0
     dominance: float = 0.0
+    max_names: int = 1000
 
     def check_rows(self, rows: int) -> None:
         """Raise PolicyRefusal unless a table has rows enough. Their number is shown, so it is no small count either."""

@@ -31,6 +31,7 @@ class Questions:
         correlated: Columns of numbers.
         curves: Questions about survival.
         dates: Those of ``numbers`` and ``correlated`` that hold dates.
+        named: Categories whose levels are asked for by name.
     """
 
     numbers: tuple[str, ...]
@@ -41,6 +42,7 @@ class Questions:
     correlated: tuple[str, ...]
     curves: tuple[Curve, ...]
     dates: tuple[str, ...]
+    named: tuple[str, ...]
 
     @classmethod
     def of_options(cls, options: Mapping[str, Any]) -> Questions:
@@ -53,7 +55,14 @@ class Questions:
         levels = {name: levels_of(name, found) for name, found in options["levels"].items()}
         numbers, correlated = tuple(options["numbers"]), tuple(options["correlation"])
         curves = tuple(time_grids.curves_of(options, levels))
-        _check_numbers(numbers, correlated, levels, bool(curves))
+        named = tuple(options.get("vocabulary", ()))
+        check_once("task.vocabulary", named)
+        for name in named:
+            if name in (*numbers, *correlated, *levels):
+                raise ConfigError(
+                    "task.vocabulary", f"{name} is asked about otherwise, too; leave it out of one"
+                )
+        _check_numbers(numbers, correlated, levels, bool(curves or named))
         if options["quantiles"] and not numbers:
             raise ConfigError("task.quantiles", "are those of task.numbers, which is empty")
         groups = _pairs("task.groups", options["groups"], " by ")
@@ -71,7 +80,7 @@ class Questions:
         for name in dates:
             _check_listed("task.dates", name, (*numbers, *correlated), "task.numbers")
         quantiles = tuple(options["quantiles"])
-        return cls(numbers, quantiles, levels, groups, tables, correlated, curves, dates)
+        return cls(numbers, quantiles, levels, groups, tables, correlated, curves, dates, named)
 
 
 def _check_numbers(

@@ -15,7 +15,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fl_queue.analyses import cells, exact_digits, statistics_result, survival, telling_sums
+from fl_queue.analyses import (
+    cells,
+    exact_digits,
+    statistics_result,
+    survival,
+    telling_sums,
+    vocabulary,
+)
 from fl_queue.analyses.base import (
     Analysis,
     Block,
@@ -32,7 +39,7 @@ from fl_queue.analyses.exact_digits import PRODUCTS, VALUES
 from fl_queue.analyses.questions import Questions
 from fl_queue.analyses.suppression import Mask, withheld, without_few
 from fl_queue.analyses.time_grids import Curve
-from fl_queue.errors import DataError, MessageError
+from fl_queue.errors import DataError, MessageError, PolicyRefusal
 from fl_queue.protocol.arrays import Float64s, Int64s
 
 #: Levels beside those of the config: any other text, and a missing cell.
@@ -54,7 +61,7 @@ class Statistics(Analysis):
         """Columns of numbers, and categories with their levels."""
         timed = (name for curve in self.asked.curves for name in (curve.time, curve.event))
         numbers = tuple(dict.fromkeys((*self.asked.numbers, *self.asked.correlated, *timed)))
-        return Columns(numbers, self.asked.levels, self.asked.dates)
+        return Columns(numbers, self.asked.levels, self.asked.dates, self.asked.named)
 
     @property
     def steps(self) -> int:
@@ -80,6 +87,7 @@ class Statistics(Analysis):
         found += [f"table of {left} by {right}" for left, right in asked.tables]
         if asked.correlated:
             found.append(f"correlation of {', '.join(asked.correlated)}")
+        found += [f"names of the levels of {name}" for name in asked.named]
         return [*found, *(curve.question for curve in asked.curves)]
 
     def groupings(self) -> Sequence[Grouping]:
@@ -140,6 +148,8 @@ class Statistics(Analysis):
             yield digits("products of correlation", p * (p + 1) // 2, PRODUCTS.words)
         for curve in asked.curves:
             yield from survival.blocks(curve)
+        for name in asked.named:
+            yield vocabulary.block(f"names of {name}")
 
     def _second(self, sizes: Sequence[int]) -> Layout:
         """The words of the second step. Args: ``sizes``: cells of each column of numbers."""
@@ -278,6 +288,7 @@ class _FirstStep:
             "tables": self._tables,
             "correlation": self._correlation,
             "survival": self._survival,
+            "vocabulary": self._names,
         }
         for part in parts.values():
             found |= part()
@@ -293,6 +304,20 @@ class _FirstStep:
             words[f"levels of {name}"] = np.where(mask, 0, found)
             words[f"withheld levels of {name}"] = mask.astype(np.int64)
             words[f"few rows of {name}"] = _one(int(self._few[name]))
+        return words
+
+    def _names(self) -> _Words:
+        """The names of levels with rows enough. Raises PolicyRefusal."""
+        words: _Words = {}
+        for name in self._asked.named:
+            least, most = max(self._limits.min_cell, 1), self._limits.max_names
+            if not most:
+                raise PolicyRefusal("it shows no names of levels (name_levels)")
+            rows = self._table.texts[name]
+            found = [text for text, count in rows.items() if count >= least]
+            if len(found) > most:
+                raise PolicyRefusal(f"{name} has more levels than are shown (max_levels)")
+            words[f"names of {name}"] = vocabulary.words_of(filter(vocabulary.can_be_named, found))
         return words
 
     def _numbers(self) -> _Words:

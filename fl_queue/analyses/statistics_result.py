@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fl_queue.analyses import cells, exact_digits, survival_curves
+from fl_queue.analyses import cells, exact_digits, survival_curves, vocabulary
 from fl_queue.analyses.exact_digits import PRODUCTS, VALUES
 from fl_queue.protocol.arrays import Int64s
 
@@ -40,6 +40,7 @@ def result(analysis: Statistics, state: Int64s) -> dict[str, Any]:
         "tables": {f"{a} by {b}": found.table(a, b) for a, b in asked.tables},
         "correlation": found.correlation() if asked.correlated else None,
         "survival": {curve.name: found.survival(curve) for curve in asked.curves},
+        **({"vocabulary": {x: found.names(x) for x in asked.named}} if asked.named else {}),
     }
 
 
@@ -65,6 +66,10 @@ class _Result:
     def one(self, name: str) -> int:
         """A block of one word."""
         return int(self._view(name)[0])
+
+    def names(self, category: str) -> list[str] | None:
+        """Names of levels, by code point; None: too many of them."""
+        return vocabulary.names_of(self._view(f"names of {category}"))
 
     def number(self, place: int, name: str) -> dict[str, Any]:
         """A column of numbers. Args: ``place``: of it in the config."""

@@ -50,7 +50,7 @@ def prepare(
     """
     Have the sites agree on what a config of tables leaves open.
 
-    Means and standard deviations of its columns, medians and most frequent values for missing cells come from exact
+    Levels of categories, means and standard deviations of columns, medians and most frequent values for missing cells come from exact
     sums over all rows, within the sites' policies (`fl-queue statistics`). They are written into a config that
     `start-round` takes, and are then a part of the model. Called again after an interruption it goes on.
     """
@@ -59,7 +59,11 @@ def prepare(
     if wanted.is_complete:
         raise ConfigError("task.columns", "leaves nothing open; start the run with this config")
     name = name or f"{launching.default_run_name(config)}-statistics"
-    found = computed(deployment, wanted.survey(), name)
+    if wanted.unnamed:
+        found = computed(deployment, wanted.vocabulary(), f"{name}-levels")
+        wanted = wanted.with_levels(found)
+    if not wanted.is_complete:
+        found = computed(deployment, wanted.survey(), name)
     for line in _withheld(found):
         warn(line)
     made = wanted.agreed(found)

@@ -71,6 +71,11 @@ RULES: dict[str, Option] = {
         low=0,
     ),
     "max_levels": Option("int", 40, "levels of a category that a question may list", low=1),
+    "name_levels": Option(
+        "bool",
+        True,
+        "names of levels that a question does not list are shown (task.vocabulary): of a category with up to max_levels that have min_cell rows",
+    ),
     "columns": Option(
         "strs", (), 'columns that may be asked about, patterns such as ["lab_*"]; empty: all'
     ),
@@ -97,7 +102,7 @@ class SitePolicy:
     The rules of a site.
 
     Args:
-        min_rows, min_cell, dominance, max_questions, max_parameters, max_numbers, max_levels, columns, never, allow,
+        min_rows, min_cell, dominance, max_questions, max_parameters, max_numbers, max_levels, name_levels, columns, never, allow,
             share: See ``RULES``.
     """
 
@@ -108,6 +113,7 @@ class SitePolicy:
     max_parameters: float = RULES["max_parameters"].default
     max_numbers: float = RULES["max_numbers"].default
     max_levels: int = RULES["max_levels"].default
+    name_levels: bool = RULES["name_levels"].default
     columns: tuple[str, ...] = ()
     never: tuple[str, ...] = ()
     allow: tuple[str, ...] = ()
@@ -134,7 +140,9 @@ class SitePolicy:
     @property
     def limits(self) -> Limits:
         """What an analysis needs of it."""
-        return Limits(self.min_rows, self.min_cell, self.dominance)
+        return Limits(
+            self.min_rows, self.min_cell, self.dominance, self.max_levels if self.name_levels else 0
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """The rules as JSON and TOML have them."""

@@ -79,10 +79,13 @@ def read(
     seen = _seen(path)
     wanted = [_column(name, columns) for name in columns.names]
     header, form = tables.header_of(path, wanted, form or TableForm(), policy.is_visible)
-    beside = {name for name in beside if name and header.count(name) == 1} - {*columns.categories}
+    beside = {name for name in beside if name and header.count(name) == 1} - {
+        *columns.categories,
+        *columns.texts,
+    }
     try:
         numbers = _numbers(path, [one for one in wanted if one.kind != "category"], form)
-        texts = tables.texts(path, columns.categories, beside, form)
+        texts = tables.texts(path, [*columns.categories, *columns.texts], beside, form)
     except DataError:
         # It may name a line: that is about one row.
         policy.limits.check_rows(tables.row_count(path, form))
@@ -91,11 +94,12 @@ def read(
     rows = [len(each) for each in numbers.values()] + [len(each.codes) for each in texts.values()]
     policy.limits.check_rows(rows[0])
     codes = {name: texts[name].placed(levels) for name, levels in columns.categories.items()}
-    return ReadTable(SiteRows(rows[0], numbers, codes), texts, path, form, seen)
+    counted = {name: texts[name].counted() for name in columns.texts}
+    return ReadTable(SiteRows(rows[0], numbers, codes, texts=counted), texts, path, form, seen)
 
 
 def _column(name: str, columns: Columns) -> Column:
-    if name in columns.categories:
+    if name in columns.categories or name in columns.texts:
         return Column(name, "category")
     return Column(name, "date" if name in columns.dates else "number")
 

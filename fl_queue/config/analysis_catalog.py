@@ -74,6 +74,12 @@ ANALYSES: dict[str, AnalysisEntry] = {
                 OptionTable(),
                 'categories, and the levels that are counted, such as { sex = ["F", "M"] }; any other text counts as other',
             ),
+            "vocabulary": Option(
+                "strs",
+                (),
+                "categories whose levels are asked for by name: those that have min_cell rows at a site, of all sites together about 256",
+                newer=True,
+            ),
             "groups": Option(
                 "strs", (), 'means by level, such as ["age by sex"]: of task.numbers by task.levels'
             ),

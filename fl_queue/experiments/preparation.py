@@ -48,6 +48,7 @@ class Preparation:
         medians: Columns whose median is wanted.
         booleans: Columns of true and false of which something is wanted.
         categories: Categories whose most frequent level is wanted.
+        unnamed: Categories whose levels are wanted; they are asked for first.
     """
 
     tables: Mapping[str, Any]
@@ -58,6 +59,7 @@ class Preparation:
     medians: tuple[str, ...]
     booleans: tuple[str, ...]
     categories: tuple[str, ...]
+    unnamed: tuple[str, ...]
 
     @classmethod
     def of_tables(cls, tables: Mapping[str, Any], file: Mapping[str, Any]) -> Preparation:
@@ -95,6 +97,7 @@ class Preparation:
                 and one.kind == "category"
                 and not one.most_frequent
             ),
+            tuple(one.name for one in features if one.kind == "category" and not one.levels),
         )
         found._check()
         return found
@@ -102,7 +105,31 @@ class Preparation:
     @property
     def is_complete(self) -> bool:
         """Whether there is nothing to agree on."""
-        return not (self.numbers or self.booleans or self.categories)
+        return not (self.numbers or self.booleans or self.categories or self.unnamed)
+
+    def vocabulary(self) -> RunConfig:
+        """The question about names of levels."""
+        return self._asked({"vocabulary": list(self.unnamed)})
+
+    def with_levels(self, found: Mapping[str, Any]) -> Preparation:
+        """
+        The same with the levels that sites have named, sorted by code point.
+
+        Args:
+            found: The result of ``vocabulary``.
+
+        Raises:
+            DataError: There are none, or too many to be found.
+            ConfigError: They do not fit the config.
+        """
+        given = (deepcopy(dict(self.tables)), deepcopy(dict(self.file)))
+        for name, levels in found["vocabulary"].items():
+            if not levels:
+                why = "no site names a level" if levels is not None else "there are too many levels"
+                raise DataError(f"column {name}", f"{why}; list them in task.columns.{name}")
+            for tables in given:
+                _note(_columns(tables), name, {"levels": levels})
+        return Preparation.of_tables(*given)
 
     def survey(self) -> RunConfig:
         """The statistics that are asked for."""
@@ -110,9 +137,14 @@ class Preparation:
             one.name: list(one.levels) for one in self.features if one.name in self.categories
         }
         levels |= {name: list(_BOOLEAN) for name in self.booleans}
-        task = {"file": self.options["file"], "numbers": list(self.numbers), "levels": levels}
+        asked: dict[str, Any] = {"numbers": list(self.numbers), "levels": levels}
         if self.medians:
-            task["quantiles"] = [_MEDIAN]
+            asked["quantiles"] = [_MEDIAN]
+        return self._asked(asked)
+
+    def _asked(self, questions: Mapping[str, Any]) -> RunConfig:
+        form = {key: self.options[key] for key in ("file", "delimiter", "decimal")}
+        task = {**form, **questions}
         return RunConfig.from_dict(
             {"run": {"task": "statistics"}, **_shared(self.tables), "task": task}
         )
@@ -129,7 +161,7 @@ class Preparation:
             ConfigError: What was agreed does not fit the config.
         """
         made = deepcopy(dict(self.file))
-        columns = made.setdefault("task", {}).setdefault("columns", {})
+        columns = _columns(made)
         for name in self.numbers:
             _note(columns, name, self._of_number(name, found["numbers"][name]))
         for name in self.booleans:
@@ -181,10 +213,14 @@ class Preparation:
             )
         if self.tables.get("clients", {}).get("kind") == "simulation":
             raise ConfigError("clients.kind", "is simulation, which has no sites to be asked")
-        if not self.is_complete:
+        if self.unnamed:
+            self.vocabulary()
+        elif not self.is_complete and (self.numbers or self.booleans or self.categories):
             self.survey()
         columns = deepcopy(dict(self.tables))
-        given = columns.setdefault("task", {}).setdefault("columns", {})
+        given = _columns(columns)
+        for name in self.unnamed:
+            _note(given, name, {"levels": [self._feature(name).reference or "level"]})
         for name in (*self.numbers, *self.booleans):
             agreed = {"mean": 0.0, "sd": 1.0}
             fill = next((one.missing for one in self.features if one.name == name), "")
@@ -192,7 +228,7 @@ class Preparation:
                 agreed[str(fill)] = 0.0
             _note(given, name, agreed)
         for name in self.categories:
-            _note(given, name, {"most_frequent": self._feature(name).levels[0]})
+            _note(given, name, {"most_frequent": given[name]["levels"][0]})
         RunConfig.from_dict(columns)
 
 
@@ -222,6 +258,12 @@ def _shared(tables: Mapping[str, Any]) -> dict[str, Any]:
     for section, keys in _SHARED.items():
         given = tables.get(section, {})
         found[section] = {key: given[key] for key in keys or given if key in given}
+    return found
+
+
+def _columns(tables: dict[str, Any]) -> dict[str, Any]:
+    """The table ``task.columns`` of a config, made where there is none."""
+    found: dict[str, Any] = tables.setdefault("task", {}).setdefault("columns", {})
     return found
 
 

@@ -101,6 +101,9 @@ def renderables(found: Mapping[str, Any]) -> Iterator[RenderableType]:
         yield _numbers(found["numbers"])
     for name, levels in found["levels"].items():
         yield _listed(name, levels, ("rows",))
+    for name, named in found.get("vocabulary", {}).items():
+        listed = "too many to be found" if named is None else ", ".join(named) or _NONE
+        yield rich_console.text(f"levels of {name}: {listed}")
     for name, groups in found["groups"].items():
         yield _listed(name, groups, ("rows", "mean", "sd"))
     for name, table in found["tables"].items():

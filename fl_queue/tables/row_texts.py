@@ -49,6 +49,11 @@ class Texts:
         # The code of a missing cell is -1, the last one.
         return np.array(places, np.int64)[self.codes]
 
+    def counted(self) -> dict[str, int]:
+        """Text -> its rows."""
+        rows = np.bincount(self.codes[self.codes != MISSING], minlength=len(self.names))
+        return dict(zip(self.names, rows.tolist(), strict=True))
+
     @property
     def is_missing(self) -> npt.NDArray[np.bool_]:
         """(rows,) whether there is no text."""

@@ -158,7 +158,7 @@ classes = "F,M"
 fill = "median"
 
 [task.columns]
-stage = { type = "category", levels = ["I", "II", "III"] }
+stage = { type = "category" }
 """
 
 
@@ -178,6 +178,7 @@ def test_a_model_is_trained_with_what_the_sites_agreed_on(
     assert command(sites, "prepare", str(config), "-o", str(prepared)).returncode == 0
     assert prepared.read_text() == text
     columns = tomllib.loads(text)["task"]["columns"]
+    assert columns["stage"]["levels"] == ["I", "II", "III"]
     bmi = pd.concat(TABLES)["bmi"]
     assert columns["bmi"]["mean"] == pytest.approx(bmi.mean(), rel=1e-12)
     assert columns["bmi"]["sd"] == pytest.approx(bmi.std(), rel=1e-12)

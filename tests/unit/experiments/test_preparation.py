@@ -106,6 +106,25 @@ def test_a_prepared_config_is_the_file_with_what_was_agreed_and_nothing_else() -
     assert (survey.run.task, survey.round.cohort) == ("statistics", 2)
 
 
+def test_levels_that_are_not_listed_are_named_by_the_sites_first() -> None:
+    columns = TABLES["task"]["columns"] | {"stage": {"type": "category"}}
+    wanted = prepared(columns=columns)
+    assert wanted.unnamed == ("stage",)
+    assert wanted.vocabulary().task["vocabulary"] == ("stage",)
+    named = wanted.with_levels({"vocabulary": {"stage": ["I", "II"]}})
+    made = named.agreed(result(named, rows(named)))
+    assert made["task"]["columns"]["stage"] == {
+        "type": "category", "levels": ["I", "II"], "most_frequent": "II"
+    }  # fmt: skip
+    assert "redis" not in made
+    for levels, why in ([], "no site names a level"), (None, "there are too many levels"):
+        with pytest.raises(DataError, match=why):
+            wanted.with_levels({"vocabulary": {"stage": levels}})
+    reference = prepared(columns=columns | {"stage": {"type": "category", "reference": "III"}})
+    with pytest.raises(ConfigError, match=r"stage\.reference: is not one of the levels"):
+        reference.with_levels({"vocabulary": {"stage": ["I", "II"]}})
+
+
 def test_a_column_of_which_nothing_is_shown_is_named() -> None:
     wanted = prepared()
     table = rows(wanted)
