@@ -7,7 +7,6 @@ config, which is a record of it, and the training sends no statistics of its own
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from fl_queue.config.run_config import RunConfig
 from fl_queue.config.table_options import Feature, names_of
 from fl_queue.config.task_catalog import TASKS
 from fl_queue.errors import ConfigError, DataError
-from fl_queue.tables.schema import FALSE, NOTHING, TRUE
+from fl_queue.tables.schema import NOTHING
 
 #: Fields that the statistics have in common with the training.
 _SHARED = {
@@ -30,8 +29,8 @@ _SHARED = {
     "data": ("dir",),
 }
 _MEDIAN = 0.5
-#: Cells of a boolean, the false ones first.
-_BOOLEAN = (*FALSE, *TRUE)
+#: What a missing number counts as, once it is agreed.
+_FILLS = ("median", "most_frequent")
 
 
 @dataclass(frozen=True)
@@ -44,9 +43,8 @@ class Preparation:
         file: Without that, as some of it is secret.
         options: Its ``[task]``, complete.
         features: Of it.
-        numbers: Columns whose mean and standard deviation are wanted; the target of a regression, too.
+        numbers: Columns whose mean and standard deviation are wanted: booleans as 0 and 1, and the target of a regression.
         medians: Columns whose median is wanted.
-        booleans: Columns of true and false of which something is wanted.
         categories: Categories whose most frequent level is wanted.
         unnamed: Categories whose levels are wanted; they are asked for first.
     """
@@ -57,7 +55,6 @@ class Preparation:
     features: Sequence[Feature]
     numbers: tuple[str, ...]
     medians: tuple[str, ...]
-    booleans: tuple[str, ...]
     categories: tuple[str, ...]
     unnamed: tuple[str, ...]
 
@@ -77,19 +74,15 @@ class Preparation:
             raise ConfigError("run.task", f'is {task or "missing"}; set it to "table"')
         options = _options(tables.get("task", {}))
         features = table_options.features_of(options, is_open=True)
-        plain = [one for one in features if one.kind in ("number", "integer")]
-        booleans = [one for one in features if one.kind == "boolean"]
+        plain = [one for one in features if one.kind not in ("category", "date")]
         target = _open_target(options)
         found = cls(
             tables,
             file,
             options,
             features,
-            (*(one.name for one in plain if one.unit is None or one.missing == "median"), *target),
+            (*(one.name for one in plain if one.unit is None or one.missing in _FILLS), *target),
             tuple(one.name for one in plain if one.missing == "median"),
-            tuple(
-                one.name for one in booleans if one.unit is None or one.missing == "most_frequent"
-            ),
             tuple(
                 one.name
                 for one in features
@@ -105,7 +98,7 @@ class Preparation:
     @property
     def is_complete(self) -> bool:
         """Whether there is nothing to agree on."""
-        return not (self.numbers or self.booleans or self.categories or self.unnamed)
+        return not (self.numbers or self.categories or self.unnamed)
 
     def vocabulary(self) -> RunConfig:
         """The question about names of levels."""
@@ -136,7 +129,6 @@ class Preparation:
         levels = {
             one.name: list(one.levels) for one in self.features if one.name in self.categories
         }
-        levels |= {name: list(_BOOLEAN) for name in self.booleans}
         asked: dict[str, Any] = {"numbers": list(self.numbers), "levels": levels}
         if self.medians:
             asked["quantiles"] = [_MEDIAN]
@@ -164,8 +156,6 @@ class Preparation:
         columns = _columns(made)
         for name in self.numbers:
             _note(columns, name, self._of_number(name, found["numbers"][name]))
-        for name in self.booleans:
-            _note(columns, name, self._of_boolean(name, found["levels"][name]))
         for name in self.categories:
             listed = {
                 one["level"]: one["rows"] for one in found["levels"][name][: self._levels(name)]
@@ -188,19 +178,8 @@ class Preparation:
             agreed["median"] = shown["quantiles"][0]["value"]
             if agreed["median"] is None:
                 raise _not_shown(name, "median")
-        return agreed
-
-    def _of_boolean(self, name: str, levels: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-        rows = {one["level"]: one["rows"] for one in levels[: len(_BOOLEAN)]}
-        no, yes = (sum(rows[cell] for cell in cells) for cells in (FALSE, TRUE))
-        if no + yes < 2:
-            raise _not_shown(name, "mean and sd")
-        agreed = {
-            "mean": yes / (no + yes),
-            "sd": math.sqrt(no * yes / ((no + yes) * (no + yes - 1))),
-        }
-        if self._feature(name).missing == "most_frequent":
-            agreed["most_frequent"] = float(yes > no)
+        elif any(one.name == name and one.missing == "most_frequent" for one in self.features):
+            agreed["most_frequent"] = float(shown["mean"] > 0.5)
         return agreed
 
     def _check(self) -> None:
@@ -215,16 +194,16 @@ class Preparation:
             raise ConfigError("clients.kind", "is simulation, which has no sites to be asked")
         if self.unnamed:
             self.vocabulary()
-        elif not self.is_complete and (self.numbers or self.booleans or self.categories):
+        elif not self.is_complete and (self.numbers or self.categories):
             self.survey()
         columns = deepcopy(dict(self.tables))
         given = _columns(columns)
         for name in self.unnamed:
             _note(given, name, {"levels": [self._feature(name).reference or "level"]})
-        for name in (*self.numbers, *self.booleans):
+        for name in self.numbers:
             agreed = {"mean": 0.0, "sd": 1.0}
             fill = next((one.missing for one in self.features if one.name == name), "")
-            if fill in ("median", "most_frequent"):
+            if fill in _FILLS:
                 agreed[str(fill)] = 0.0
             _note(given, name, agreed)
         for name in self.categories:

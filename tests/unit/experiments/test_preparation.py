@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow
 import pytest
+from pyarrow import parquet
 
 from fl_queue.analyses.base import Limits, SiteRows
 from fl_queue.analyses.statistics import Statistics
+from fl_queue.client import sums
+from fl_queue.client.site import WorkerSettings
 from fl_queue.config.run_config import RunConfig
 from fl_queue.config.table_options import features_of, target_unit
 from fl_queue.errors import ConfigError, DataError
@@ -43,18 +48,15 @@ def prepared(**task: Any) -> Preparation:
 def rows(wanted: Preparation) -> SiteRows:
     """Sixty rows, as a site reads them for the survey."""
     drawn = np.random.default_rng(1)
-    columns = wanted.survey().analysis
-    assert columns is not None
-    levels = columns.columns.categories
     stages = np.array([0] * 25 + [1] * 35)
-    smokes = np.array([levels["smoker"].index(cell) for cell in SMOKES])
+    smokes = np.array([float(cell == "yes") for cell in SMOKES])
     age = drawn.integers(20, 90, 60).astype(float)
     bmi = drawn.normal(25, 4, 60)
     bmi[:5] = math.nan
     return SiteRows(
         60,
-        {"age": age, "bmi": bmi, "cost": drawn.normal(1e4, 100, 60)},
-        {"stage": stages, "smoker": smokes},
+        {"age": age, "bmi": bmi, "cost": drawn.normal(1e4, 100, 60), "smoker": smokes},
+        {"stage": stages},
     )
 
 
@@ -152,3 +154,37 @@ def test_what_could_not_be_trained_is_refused_before_the_sites_are_asked(
     with pytest.raises(ConfigError) as refused:
         Preparation.of_tables(tables, tables)
     assert text in str(refused.value)
+
+
+def test_a_table_has_the_same_statistics_in_each_form(tmp_path: Path) -> None:
+    """Booleans are words in a text file and a type in Parquet; delimiter and decimal sign are those of the task."""
+    drawn = np.random.default_rng(2)
+    ages, smokes = drawn.integers(20, 90, 80) + 0.5, drawn.random(80) < 0.4
+    lines = [
+        f"{str(age).replace('.', ',')};{'yes' if smoker else 'no'};{'III'[: 1 + n % 3]}"
+        for n, (age, smoker) in enumerate(zip(ages, smokes, strict=True))
+    ]
+    (tmp_path / "t.csv").write_text("\n".join(["age;smoker;stage", *lines]))
+    stages = [line.rpartition(";")[2] for line in lines]
+    parquet.write_table(
+        pyarrow.table({"age": ages, "smoker": smokes, "stage": stages}), str(tmp_path / "t.parquet")
+    )
+    found = []
+    for file, form in (("t.csv", {"delimiter": ";", "decimal": ","}), ("t.parquet", {})):
+        columns = {"smoker": {"type": "boolean"}, "stage": {"type": "category"}}
+        wanted = prepared(
+            features="age,smoker,stage", objective="binary", target="died", fill="most_frequent",
+            columns=columns, file=file, **form,
+        )  # fmt: skip
+        site = WorkerSettings(data_dir=str(tmp_path), state_dir=tmp_path / "state", client="a")
+        wanted = wanted.with_levels(sums.preview(site, wanted.vocabulary()))
+        found.append(wanted.agreed(sums.preview(site, wanted.survey()))["task"]["columns"])
+    assert found[0] == found[1]
+    assert found[0]["stage"] == {
+        "type": "category",
+        "levels": ["I", "II", "III"],
+        "most_frequent": "I",
+    }
+    assert found[0]["smoker"]["mean"] == smokes.mean()
+    assert found[0]["smoker"]["most_frequent"] == 0.0
+    assert found[0]["age"]["mean"] == ages.mean()
