@@ -40,6 +40,7 @@ BENCHMARKS = (
     Benchmark("round_handover", "From one round to the next, and idling"),
     Benchmark("resident", "Data that are read once"),
     Benchmark("exact_sum", "The exact sum"),
+    Benchmark("regression", "A regression"),
     Benchmark("memory", "Memory against clients"),
     Benchmark("large_model", "A model of 1.2 GB"),
     Benchmark("adapters", "Adapters on a frozen base"),

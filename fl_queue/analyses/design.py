@@ -22,6 +22,15 @@ _CENTRE_BITS = 8
 #: Name of the column of ones.
 INTERCEPT = "const"
 
+#: Parts of dates that are categories, with their levels.
+PARTS = {
+    "month": (
+        *("January", "February", "March", "April", "May", "June"),
+        *("July", "August", "September", "October", "November", "December"),
+    ),
+    "weekday": ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"),
+}
+
 Mask = npt.NDArray[np.bool_]
 
 
@@ -34,11 +43,31 @@ class Feature:
         name: In the header.
         levels: Of a category; empty: a column of numbers.
         reference: The level without a column.
+        is_date: Whether the numbers are dates, as days since 1970-01-01.
+        parts: Of dates, in place of the days: year (a number), month and weekday (categories).
     """
 
     name: str
     levels: tuple[str, ...] = ()
     reference: str = ""
+    is_date: bool = False
+    parts: tuple[str, ...] = ()
+
+    @property
+    def terms(self) -> tuple[Term, ...]:
+        """Its columns in the design."""
+        if self.levels:
+            return _contrasts(self.name, "", self.name, self.levels, self.reference)
+        if not self.parts:
+            return (Term(self.name, -1, self.name),)
+        found: list[Term] = []
+        for part in self.parts:
+            title = f"{self.name} {part}"
+            if part in PARTS:
+                found += _contrasts(self.name, part, title, PARTS[part], PARTS[part][0])
+            else:
+                found.append(Term(self.name, -1, title, part))
+        return tuple(found)
 
 
 @dataclass(frozen=True)
@@ -50,11 +79,25 @@ class Term:
         feature: Column of the table.
         level: Of a category, by its place; -1: the number itself.
         name: For users.
+        part: Of a date; empty: the column as it is.
+        level_name: Of a category.
     """
 
     feature: str
     level: int
     name: str
+    part: str = ""
+    level_name: str = ""
+
+
+def _contrasts(
+    feature: str, part: str, title: str, levels: tuple[str, ...], reference: str
+) -> tuple[Term, ...]:
+    return tuple(
+        Term(feature, place, f"{title}: {level}", part, level)
+        for place, level in enumerate(levels)
+        if level != reference
+    )
 
 
 @dataclass(frozen=True)
@@ -82,16 +125,7 @@ class Design:
     @property
     def terms(self) -> tuple[Term, ...]:
         """The columns beside the intercept."""
-        found = []
-        for one in self.features:
-            if not one.levels:
-                found.append(Term(one.name, -1, one.name))
-            found += [
-                Term(one.name, place, f"{one.name}: {level}")
-                for place, level in enumerate(one.levels)
-                if level != one.reference
-            ]
-        return tuple(found)
+        return tuple(term for one in self.features for term in one.terms)
 
     @property
     def columns(self) -> Columns:
@@ -103,7 +137,8 @@ class Design:
             categories[self.target] = self.classes
         else:
             numbers.append(self.target)
-        return Columns(tuple(dict.fromkeys(numbers)), categories)
+        dates = tuple(one.name for one in self.features if one.is_date)
+        return Columns(tuple(dict.fromkeys(numbers)), categories, dates)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -121,12 +156,24 @@ class Design:
             found &= table.codes[name] < len(levels)
         return found
 
+    def has_gap(self, table: SiteRows) -> Mask:
+        """Which rows miss a cell, (rows,)."""
+        found = np.zeros(table.rows, np.bool_)
+        for name in self.columns.numbers:
+            found |= np.isnan(table.numbers[name])
+        for name, levels in self.columns.categories.items():
+            found |= table.codes[name] == len(levels) + 1
+        return found
+
     def column(self, table: SiteRows, term: Term, is_whole: Mask) -> Float64s:
         """The numbers of a term, of whole rows."""
-        if term.level < 0:
+        if term.part:
+            values = part_of(table.numbers[term.feature][is_whole], term.part)
+        elif term.level < 0:
             return table.numbers[term.feature][is_whole]
-        found: Float64s = (table.codes[term.feature][is_whole] == term.level).astype(np.float64)
-        return found
+        else:
+            values = table.codes[term.feature][is_whole].astype(np.float64)
+        return values if term.level < 0 else (values == term.level).astype(np.float64)
 
     def target_of(self, table: SiteRows, is_whole: Mask) -> Float64s:
         """The target of whole rows."""
@@ -158,6 +205,23 @@ class Scale:
         """A column's z."""
         found: Float64s = np.ldexp(values - self.centres[place], -int(self.powers[place]))
         return found
+
+
+def part_of(days: Float64s, part: str) -> Float64s:
+    """
+    A part of dates: the year, the month from 0 (January), or the weekday from 0 (Monday).
+
+    Args:
+        days: (N,) since 1970-01-01.
+        part: ``year``, or of ``PARTS``.
+    """
+    whole = np.floor(days).astype(np.int64)
+    found = (whole + 3) % 7
+    if part != "weekday":
+        unit = "M" if part == "month" else "Y"
+        found = whole.astype("datetime64[D]").astype(f"datetime64[{unit}]").astype(np.int64)
+        found = found % 12 if part == "month" else found + 1970
+    return found.astype(np.float64)
 
 
 def centre_and_power(rows: int, total: Fraction, square: Fraction) -> tuple[float, int] | None:

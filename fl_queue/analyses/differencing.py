@@ -12,6 +12,9 @@ import numpy as np
 
 from fl_queue.protocol.arrays import Int64s
 
+#: Before the columns of a grouping by gaps.
+ALL = ""
+
 
 @dataclass(frozen=True)
 class Grouping:
@@ -21,7 +24,8 @@ class Grouping:
     Args:
         number: Column whose sums are shown; empty: the rows are counted.
         category: Column that groups them; empty: by whether one of the columns in ``levels`` has a gap.
-        levels: Its levels, as the config lists them.
+        levels: Its levels, as the config lists them. Columns with ``ALL`` as the first of them: sums over the rows
+            without a gap are shown however few other rows there are; none: those over all rows of ``number``.
     """
 
     number: str
@@ -31,12 +35,16 @@ class Grouping:
     @property
     def columns(self) -> tuple[str, ...]:
         """Columns that decide which group a row is in."""
-        return (self.category,) if self.category else self.levels
+        return (self.category,) if self.category else tuple(filter(None, self.levels))
 
     def is_compared(self, other: Grouping) -> bool:
         """Whether sums of one may be subtracted from those of the other; counts of other categories are not."""
         if self == other or self.number != other.number:
             return False
+        ways = {(one.category, one.levels) for one in (self, other)}
+        if ("", ()) in ways:
+            # A correlation is withheld where the rest of its column are few rows.
+            return any(levels[:1] == (ALL,) for _, levels in ways)
         return bool(self.number) or self.category == other.category
 
 

@@ -29,12 +29,12 @@ from fl_queue.analyses.base import (
 )
 from fl_queue.analyses.cox import BRESLOW, Cox
 from fl_queue.analyses.design import INTERCEPT, Design, Scale
-from fl_queue.analyses.differencing import Grouping
+from fl_queue.analyses.differencing import ALL, Grouping
 from fl_queue.analyses.families import FAMILIES, SQUARES_COARSER, Family, Place, SiteDesign
 from fl_queue.analyses.newton import Evaluation, Point
 from fl_queue.analyses.regression_moments import Moments
 from fl_queue.analyses.regression_options import design_of
-from fl_queue.errors import AnalysisError, MessageError, PolicyRefusal
+from fl_queue.errors import AnalysisError, MessageError
 from fl_queue.protocol.arrays import Float64s, Int64s
 
 #: What the next step adds up; the last: the fit has ended.
@@ -89,7 +89,7 @@ class Regression(Analysis):
 
     def groupings(self) -> Sequence[Grouping]:
         """Of each number, the rows without a gap in any column."""
-        names = self.design.names
+        names = (ALL, *self.design.names)
         return tuple(Grouping(name, "", names) for name in self.columns.numbers)
 
     # The words
@@ -152,7 +152,7 @@ class Regression(Analysis):
 
     @property
     def parameters(self) -> int:
-        """Coefficients."""
+        """The coefficients."""
         return len(self.names)
 
     @property
@@ -260,9 +260,7 @@ class Regression(Analysis):
             raise MessageError("a state of a fit without rows")
         encoded = self._encoded(state, table)
         found = self.family.sums(encoded, place)
-        total, squares = found.weights
-        if total * total < limits.min_cell * squares:
-            raise PolicyRefusal("a step gives weight to too few rows (min_cell)")
+        limits.check_weights(*found.weights)
         sums = {
             "sites": np.array([1]),
             "rows": np.array([len(encoded.target)]),

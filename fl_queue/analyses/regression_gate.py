@@ -24,6 +24,13 @@ def check(design: Design, table: SiteRows, is_whole: Mask, limits: Limits) -> No
     """
     if limits.min_cell < 2 and not limits.dominance:
         return
+    # Of gaps as many as there are may be known; of other texts not.
+    others = int((~is_whole & ~design.has_gap(table)).sum())
+    if 0 < others < limits.min_cell:
+        names = ", ".join(design.columns.categories)
+        raise PolicyRefusal(
+            f"few rows have a text that the levels of {names} do not list (min_cell)"
+        )
     columns = [(one.feature, design.column(table, one, is_whole)) for one in design.terms]
     columns.append((design.target, design.target_of(table, is_whole)))
     for name, values in columns:

@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from fl_queue.analyses.cox import Cox
-from fl_queue.analyses.design import INTERCEPT, Design, Feature
+from fl_queue.analyses.design import INTERCEPT, PARTS, Design, Feature
 from fl_queue.analyses.questions import MAX_LEVELS
 from fl_queue.common.options import unknown_key
 from fl_queue.errors import ConfigError
 
-_KEYS = ("type", "levels", "reference")
-_TYPES = ("number", "integer", "category")
+_KEYS = ("type", "levels", "reference", "date")
+_TYPES = ("number", "integer", "boolean", "date", "category")
 #: Coefficients of a fit: their information has 2**17 words.
 MAX_COEFFICIENTS = 512
 
@@ -121,14 +121,24 @@ def _feature(name: str, given: Any) -> Feature:
     kind = given.get("type", "category" if "levels" in given else "number")
     if kind not in _TYPES:
         raise ConfigError(f"{field}.type", f"{str(kind)[:40]!r} is not one of {', '.join(_TYPES)}")
-    levels = given.get("levels", ())
-    if not isinstance(levels, list | tuple) or not all(isinstance(one, str) for one in levels):
-        raise ConfigError(f"{field}.levels", "is no list of texts in quotes")
+    levels, parts = (_texts(f"{field}.{key}", given.get(key, ())) for key in ("levels", "date"))
+    if parts and (
+        kind != "date" or len(set(parts)) < len(parts) or not {*parts} <= {"year", *PARTS}
+    ):
+        raise ConfigError(
+            f"{field}.date", f"is for dates, and lists some of year, {', '.join(PARTS)}, each once"
+        )
     if kind != "category":
         if levels or "reference" in given:
             raise ConfigError(f"{field}.levels", 'is for type = "category"')
-        return Feature(name)
-    return _category(field, name, tuple(levels), given.get("reference"))
+        return Feature(name, is_date=kind == "date", parts=parts)
+    return _category(field, name, levels, given.get("reference"))
+
+
+def _texts(field: str, given: Any) -> tuple[str, ...]:
+    if not isinstance(given, list | tuple) or not all(isinstance(one, str) for one in given):
+        raise ConfigError(field, "is no list of texts in quotes")
+    return tuple(given)
 
 
 def _category(field: str, name: str, levels: tuple[str, ...], reference: Any) -> Feature:

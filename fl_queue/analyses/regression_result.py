@@ -103,11 +103,8 @@ def _coefficients(
     for place, (name, term) in enumerate(zip(analysis.names, terms, strict=True)):
         one: dict[str, Any] = {"name": name, "column": None, "level": None}
         if term is not None:
-            one["column"] = term.feature
-            levels = next(
-                each.levels for each in analysis.design.features if each.name == term.feature
-            )
-            one["level"] = levels[term.level] if term.level >= 0 else None
+            one["column"] = f"{term.feature} {term.part}" if term.part else term.feature
+            one["level"] = term.level_name or None
         one["coefficient"] = float(beta[place])
         one["error"] = None if errors is None else float(errors[place])
         if analysis.design.time:
@@ -120,24 +117,20 @@ def _coefficients(
 def _tests(analysis: Regression, beta: Float64s, covariance: Float64s) -> list[dict[str, Any]]:
     """Wald's test of each category's coefficients together: b' V**-1 b, chi-square of their number."""
     first = int(analysis.family.has_intercept)
+    groups: dict[str, list[int]] = {}
+    for place, term in enumerate(analysis.design.terms):
+        if term.level_name:
+            name = f"{term.feature} {term.part}" if term.part else term.feature
+            groups.setdefault(name, []).append(first + place)
     found = []
-    for one in analysis.design.features:
-        places = [
-            first + place
-            for place, term in enumerate(analysis.design.terms)
-            if term.feature == one.name and term.level >= 0
-        ]
-        if not places:
-            continue
+    for name, places in groups.items():
         part = beta[places]
         try:
             solved = cholesky.solved(cholesky.factor(covariance[np.ix_(places, places)]), part)
         except cholesky.DependenceError:
             continue
         statistic = sum(a * b for a, b in zip(part.tolist(), solved.tolist(), strict=True))
-        found.append(
-            {"column": one.name, "chi_square": statistic, "degrees_of_freedom": len(places)}
-        )
+        found.append({"column": name, "chi_square": statistic, "degrees_of_freedom": len(places)})
     return found
 
 

@@ -97,6 +97,7 @@ class Statistics(Analysis):
         whole = self.asked.correlated
         return [
             *counted,
+            *(Grouping(number, "", ()) for number in self.asked.numbers),
             *(Grouping(number, "", whole) for number in whole),
             *(Grouping(number, name, tuple(levels[name])) for number, name in self.asked.groups),
         ]

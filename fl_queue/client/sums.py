@@ -15,7 +15,7 @@ from blake3 import blake3
 
 from fl_queue.analyses import survival
 from fl_queue.analyses.base import Analysis
-from fl_queue.analyses.differencing import Grouping, isolates_few
+from fl_queue.analyses.differencing import ALL, Grouping, isolates_few
 from fl_queue.analyses.suppression import without_few
 from fl_queue.analyses.time_grids import Curve
 from fl_queue.client import fits, ledger, policy, table_file
@@ -269,11 +269,14 @@ def _codes(found: SiteTable, grouping: Grouping) -> Int64s:
     if grouping.category:
         codes = texts[grouping.category].placed(grouping.levels)
         return without_few(codes, listed, found.policy.min_cell)
-    gaps = [texts[name].is_missing for name in grouping.columns]
-    return np.asarray(np.any(gaps, axis=0), np.int64)
+    gaps = np.zeros(found.read.table.rows, np.bool_)
+    for name in grouping.columns:
+        gaps |= texts[name].is_missing
+    return gaps.astype(np.int64)
 
 
 def _named(grouping: Grouping) -> str:
     if not grouping.category:
-        return f"correlation of {grouping.number}"
+        what = "correlation" if grouping.levels[:1] != (ALL,) else "regression"
+        return f"{what} of {grouping.number}" if grouping.levels else grouping.number
     return f"{grouping.number} by {grouping.category}" if grouping.number else grouping.category

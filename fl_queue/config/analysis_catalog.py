@@ -139,7 +139,7 @@ ANALYSES: dict[str, AnalysisEntry] = {
             "columns": Option(
                 "table",
                 OptionTable(),
-                "of a feature, by its name: type (number, integer or category), levels, and the reference among them (else the first)",
+                "of a feature, by its name: type (number, integer, boolean, date or category), levels and the reference among them (else the first), date (some of year, month, weekday)",
             ),
             "offset": Option(
                 "str", "", "column that is added to the linear predictor; empty: none"

@@ -98,3 +98,29 @@ def test_a_cell_less_the_centre_is_exact() -> None:
         (one - Fraction(centre)) / Fraction(2) ** power for one in exact
     ]
     assert math.sqrt(float(np.mean(z * z))) < math.sqrt(2)
+
+
+def test_parts_of_dates() -> None:
+    """A year is a number, months and weekdays have a column each but for January and Monday."""
+    parts = ("year", "month", "weekday")
+    dated = Design((Feature("admitted", is_date=True, parts=parts),), "y")
+    assert (dated.columns.numbers, dated.columns.dates) == (("admitted", "y"), ("admitted",))
+    names = [term.name for term in dated.terms]
+    assert names[:3] == ["admitted year", "admitted month: February", "admitted month: March"]
+    assert (len(names), names[-1]) == (1 + 11 + 6, "admitted weekday: Sunday")
+    # 1969-12-31 (Wednesday), 1970-01-01 (Thursday), 2024-02-29 (Thursday) at noon.
+    days = np.array([-1.0, 0.0, 19782.5])
+    table = SiteRows(3, {"admitted": days, "y": days}, {})
+    found = {
+        term.name: dated.column(table, term, np.ones(3, np.bool_)).tolist() for term in dated.terms
+    }
+    assert found["admitted year"] == [1969.0, 1970.0, 2024.0]
+    assert found["admitted month: December"] == [1.0, 0.0, 0.0]
+    assert found["admitted month: February"] == [0.0, 0.0, 1.0]
+    assert found["admitted weekday: Wednesday"] == [1.0, 0.0, 0.0]
+    assert found["admitted weekday: Thursday"] == [0.0, 1.0, 1.0]
+
+
+def test_gaps_and_other_texts() -> None:
+    """Only a missing cell is a gap."""
+    assert DESIGN.has_gap(TABLE).tolist() == [False, False, True, False, False, True]

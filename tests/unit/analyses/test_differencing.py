@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fl_queue.analyses.differencing import Grouping, isolates_few
+from fl_queue.analyses.differencing import ALL, Grouping, isolates_few
 
 LEAST = 4
 CODES = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), max_size=25)
@@ -54,3 +54,21 @@ def test_counts_are_compared_with_those_of_the_same_category() -> None:
     counted = Grouping("", "sex", ("F",))
     assert counted.is_compared(Grouping("", "sex", ("F", "M")))
     assert not counted.is_compared(Grouping("", "ward", ("F",)))
+
+
+@pytest.mark.parametrize(
+    ("other", "is_compared"),
+    [
+        (Grouping("age", "", (ALL, "age", "bmi")), True),
+        (Grouping("age", "", ("age", "bmi")), False),
+        (Grouping("age", "sex", ("F",)), False),
+        (Grouping("bmi", "", (ALL, "age", "bmi")), False),
+    ],
+)
+def test_sums_over_all_rows_are_compared_with_those_of_rows_without_a_gap(
+    other: Grouping, is_compared: bool
+) -> None:
+    """Unless those are withheld where they differ by few, as a correlation is."""
+    assert Grouping("age", "", ()).is_compared(other) is is_compared
+    assert other.is_compared(Grouping("age", "", ())) is is_compared
+    assert Grouping("", "", (ALL, "age")).columns == ("age",)

@@ -335,6 +335,14 @@ def test_columns_without_variance(family: str, change: dict[str, float], message
         result_of(analysis_of(("age", "crp"), family=family), split(frame, 2))
 
 
+def test_what_a_site_counts() -> None:
+    """Coefficients, and the words of the longest vector."""
+    analysis = analysis_of(FEATURES, robust="HC0", **MADE_UP)
+    assert analysis.parameters == 5
+    sizes = [analysis.layout(state).size for state in states(analysis, [_made_up(99, 1)])[:-1]]
+    assert analysis.total_size == max(sizes)
+
+
 def test_too_few_rows() -> None:
     """There are more coefficients than rows."""
     with pytest.raises(AnalysisError, match="3 rows without a gap are too few for 3 coefficients"):
@@ -399,6 +407,17 @@ def test_few_rows_without_a_gap() -> None:
     frame.loc[:3, "crp"] = np.nan
     found = result_of(analysis_of(("crp",)), [frame, _made_up(80, 7)], Limits(50, 10))
     assert (found["dropped"], found["withheld"], found["rows"]) == (0, 1, 176)
+
+
+def test_few_rows_with_another_text() -> None:
+    """A question cannot find out whether a rare text is in the table: few of them are refused, more left out."""
+    frame = _made_up(300, 6).dropna()
+    analysis = analysis_of(("crp", "stage"), **MADE_UP)
+    changed = frame.assign(stage=frame["stage"].where(np.arange(len(frame)) >= 4, "IV"))
+    with pytest.raises(PolicyRefusal, match="levels of stage do not list"):
+        result_of(analysis, [changed], Limits(50, 10))
+    more = frame.assign(stage=frame["stage"].where(np.arange(len(frame)) >= 12, "IV"))
+    assert result_of(analysis, [more], Limits(50, 10))["dropped"] == 12
 
 
 def test_a_point_that_selects_few_rows() -> None:

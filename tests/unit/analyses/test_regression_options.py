@@ -24,7 +24,11 @@ def test_features() -> None:
     assert found.features == (Feature("age"), Feature("stage", ("I", "II"), "II"))
     plain = regression_options.design_of(_options(columns={"stage": {"levels": ("I", "II")}}))
     assert plain.features[1].reference == "I"
-    regression_options.check(_options(columns={"age": {"type": "integer"}, "stage": STAGE}))
+    regression_options.check(_options(columns={"age": {"type": "boolean"}, "stage": STAGE}))
+    dated = _options(columns={"age": {"type": "date", "date": ("year", "month")}})
+    assert regression_options.design_of(dated).features[0] == Feature(
+        "age", is_date=True, parts=("year", "month")
+    )
 
 
 @pytest.mark.parametrize(
@@ -46,6 +50,10 @@ def test_features() -> None:
         ({"columns": {"age": {"levels": ("I",)}}}, "are not 2 to 1000 different texts"),
         ({"columns": {"age": {"levels": ("I", "I")}}}, "are not 2 to 1000 different texts"),
         ({"columns": {"age": {"levels": ("I", "II"), "reference": "IV"}}}, "is not one of the"),
+        ({"columns": {"age": {"date": ("year",)}}}, "task.columns.age.date: is for dates"),
+        ({"columns": {"age": {"type": "date", "date": ("hour",)}}}, "lists some of year, month"),
+        ({"columns": {"age": {"type": "date", "date": ("year", "year")}}}, "each once"),
+        ({"columns": {"age": {"type": "date", "date": "year"}}}, "date: is no list of texts"),
         ({"classes": "no, yes"}, "task.classes: are those of family logistic"),
         ({"classes": "no", "family": "logistic"}, "task.classes: are not two different"),
         ({"classes": "no, no", "family": "logistic"}, "task.classes: are not two different"),

@@ -223,3 +223,39 @@ def test_a_kept_table_is_read_again_after_a_change(site: WorkerSettings, what: s
     again = kept.read(site, asked)
     assert again is not first
     assert again.read.table.rows == (74 if what == "file" else 73)
+
+
+def _regression(site: WorkerSettings, features: str, gaps: int) -> RunConfig:
+    """A regression on columns of which ``crp`` has gaps. Writes the table."""
+    rng = np.random.default_rng(1)
+    rows = [
+        f"{age:.2f},{'' if row < gaps else round(crp, 2)},{y:.2f}"
+        for row, (age, crp, y) in enumerate(rng.normal(size=(90, 3)) + 5)
+    ]
+    (Path(site.data_dir) / "table.csv").write_text("\n".join(["age,crp,y", *rows]) + "\n")
+    task = {"family": "linear", "target": "y", "features": features}
+    return RunConfig.from_dict({"run": {"task": "regression"}, "task": task})
+
+
+@pytest.mark.parametrize(("gaps", "is_refused"), [(0, False), (4, True), (12, False)])
+@pytest.mark.parametrize("is_first", [True, False])
+def test_a_regression_and_statistics_that_differ_by_a_few_rows(
+    site: WorkerSettings, gaps: int, is_refused: bool, is_first: bool
+) -> None:
+    """Rows with a gap are in one sum of ``age``, and not in the other: whichever is asked first."""
+    asked = [_regression(site, "age,crp", gaps), config(numbers=["age"])]
+    first, second = asked if is_first else asked[::-1]
+    answer(site, first)
+    if not is_refused:
+        answer(site, second, "s")
+        return
+    with pytest.raises(PolicyRefusal, match="age, and what was asked before"):
+        answer(site, second, "s")
+
+
+def test_regressions_on_rows_that_differ_by_a_few(site: WorkerSettings) -> None:
+    """With a column more, rows with a gap in it are left out."""
+    wide = _regression(site, "age,crp", 4)
+    answer(site, _regression(site, "age", 4))
+    with pytest.raises(PolicyRefusal, match="regression of age, and what was asked before"):
+        answer(site, wide, "s")
