@@ -35,7 +35,7 @@ from fl_queue.reporting import analysis_result, progress, rich_console, survival
 _PLOTS = (".png", ".svg", ".pdf")
 
 _output = output_option(
-    "Write the result to this file, too: JSON, a regression's table as .csv, .md or .html, or survival curves as .png, "
+    "Write the result to this file, too: JSON, its tables as .csv, .md or .html, or survival curves as .png, "
     ".svg or .pdf.",
     required=False,
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -12,16 +12,14 @@ from rich.console import RenderableType
 from fl_queue.analyses.base import STATE, Analysis
 from fl_queue.config.run_config import RunConfig
 from fl_queue.coordinator.rounds import runs
-from fl_queue.errors import ConfigError, RunStateError
+from fl_queue.errors import RunStateError
 from fl_queue.models.model_store import ModelStore
 from fl_queue.protocol import tensor_layout
-from fl_queue.reporting import regression_table, rich_console, survival_tables
+from fl_queue.reporting import regression_table, rich_console, statistics_table, survival_tables
 from fl_queue.store import RunState, Store
 
 #: Files of a table, in place of JSON.
 _TABLE_FILES = (".csv", ".md", ".html")
-#: Shown for a number that there is not.
-_NONE = "-"
 
 
 def analysis_of(store: Store, state: RunState) -> Analysis:
@@ -76,16 +74,11 @@ def file_text(found: Mapping[str, Any], suffix: str) -> str:
         found: Of ``completed``.
         suffix: Of the file; JSON unless there is another form.
 
-    Raises:
-        ConfigError: There is no such form.
     """
     if suffix in _TABLE_FILES:
-        text = regression_table.file_text(found, suffix) if found["task"] == "regression" else None
-        if text is None:
-            raise ConfigError(
-                "--output",
-                f"the result of {found['task']} is written as .json; {suffix} is for regressions",
-            )
+        is_fit = found["task"] == "regression"
+        text = (regression_table if is_fit else statistics_table).file_text(found, suffix)
+        assert isinstance(text, str)  # Both have all of these forms.
         return text
     return json.dumps(found, indent=2, sort_keys=True) + "\n"
 
@@ -95,119 +88,15 @@ def renderables(found: Mapping[str, Any]) -> Iterator[RenderableType]:
     if found["task"] == "regression":
         yield from regression_table.renderables(found)
         return
-    sites = f"{found['sites']} site{'' if found['sites'] == 1 else 's'}"
-    yield rich_console.text(f"{found['file']}: {found['rows']:,} rows at {sites}")
-    if found["numbers"]:
-        yield _numbers(found["numbers"])
-    for name, levels in found["levels"].items():
-        yield _listed(name, levels, ("rows",))
-    for name, named in found.get("vocabulary", {}).items():
-        listed = "too many to be found" if named is None else ", ".join(named) or _NONE
-        yield rich_console.text(f"levels of {name}: {listed}")
-    for name, groups in found["groups"].items():
-        yield _listed(name, groups, ("rows", "mean", "sd"))
-    for name, table in found["tables"].items():
-        yield from _crossed(name, table)
-    if found["correlation"] is not None:
-        yield from _matrix(found["correlation"])
+    yield rich_console.text(statistics_table.header(found))
+    for part in statistics_table.tables(found):
+        if part.titles:
+            table = rich_console.table(*part.titles)
+            for row in part.rows:
+                table.add_row(*row)
+            yield table
+        if part.note:
+            yield rich_console.text(part.note)
     yield from survival_tables.renderables(found["survival"])
-    for line in (_withheld(found), _few(found)):
-        if line:
-            yield rich_console.text(line)
-
-
-def _numbers(found: Mapping[str, Mapping[str, Any]]) -> RenderableType:
-    asked = next(iter(found.values())).get("quantiles", ())
-    table = rich_console.table("column", "rows", "missing", "mean", "sd", *map(_quantile, asked))
-    for name, one in found.items():
-        quantiles = [_number(quantile["value"]) for quantile in one.get("quantiles", ())]
-        table.add_row(
-            name + _mark(one),
-            f"{one['rows']:,}",
-            _count(one["missing"]),
-            _number(one["mean"]),
-            _number(one["sd"]),
-            *quantiles,
-        )
-    return table
-
-
-def _quantile(found: Mapping[str, Any]) -> str:
-    return f"{100 * found['quantile']:g} %"
-
-
-def _listed(name: str, rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> RenderableType:
-    table = rich_console.table(name, *columns)
-    for row in rows:
-        if row["rows"] or row["withheld"]:
-            cells = (_count(row["rows"]) if c == "rows" else _number(row[c]) for c in columns)
-            is_shown = row["rows"] or not row["withheld"]
-            shown = cells if is_shown else (_NONE for _ in columns)
-            table.add_row(f"{row['level']}{_mark(row)}", *shown)
-    return table
-
-
-def _crossed(name: str, found: Mapping[str, Any]) -> Iterator[RenderableType]:
-    table = rich_console.table(name, *found["columns"])
-    for level, counts, withheld in zip(
-        found["rows"], found["counts"], found["withheld"], strict=True
-    ):
-        cells = [
-            f"{count or _NONE}*" if sites else f"{count:,}"
-            for count, sites in zip(counts, withheld, strict=True)
-        ]
-        table.add_row(level, *cells)
-    yield table
-    if "chi_square" in found:
-        yield rich_console.text(
-            f"chi-square {found['chi_square']:.6g} with {found['degrees_of_freedom']} degrees of freedom"
-        )
-
-
-def _matrix(found: Mapping[str, Any]) -> Iterator[RenderableType]:
-    if found["correlation"] is None:
-        yield rich_console.text("correlation: not enough rows are shown")
-        return
-    table = rich_console.table(f"correlation, {found['rows']:,} rows", *found["columns"])
-    for name, row in zip(found["columns"], found["correlation"], strict=True):
-        table.add_row(name, *map(_number, row))
-    yield table
-
-
-def _mark(found: Mapping[str, Any]) -> str:
-    return "*" if found["withheld"] else ""
-
-
-def _withheld(found: Mapping[str, Any]) -> str:
-    """A line if anything is withheld."""
-    listed = [
-        *found["numbers"].values(),
-        *(row for rows in found["levels"].values() for row in rows),
-        *(row for rows in found["groups"].values() for row in rows),
-    ]
-    crossed = any(
-        site for table in found["tables"].values() for row in table["withheld"] for site in row
-    )
-    correlated = found["correlation"] is not None and bool(found["correlation"]["withheld"])
-    survival = survival_tables.is_withheld(found["survival"])
-    if crossed or correlated or survival or any(row["withheld"] for row in listed):
-        return (
-            "* withheld by one site or more, whose rows are not counted there (--json: by how many)"
-        )
-    return ""
-
-
-def _few(found: Mapping[str, Any]) -> str:
-    """A line if sites count levels of few rows as others."""
-    names = [name for name, rows in found["levels"].items() if rows[0]["few"]]
-    if not names:
-        return ""
-    return f"{', '.join(names)}: sites with few rows of a level, or none, count them as other"
-
-
-def _number(value: float | None) -> str:
-    return _NONE if value is None else f"{value:.6g}"
-
-
-def _count(value: int | None) -> str:
-    return _NONE if value is None else f"{value:,}"
+    for line in statistics_table.footer(found):
+        yield rich_console.text(line)
