@@ -41,6 +41,7 @@ BENCHMARKS = (
     Benchmark("resident", "Data that are read once"),
     Benchmark("exact_sum", "The exact sum"),
     Benchmark("regression", "A regression"),
+    Benchmark("trees", "A boosted tree"),
     Benchmark("memory", "Memory against clients"),
     Benchmark("large_model", "A model of 1.2 GB"),
     Benchmark("adapters", "Adapters on a frozen base"),

@@ -317,6 +317,10 @@ class Analysis(ABC):
         """Whether a state has a result. Raises AnalysisError: there will be none."""
         return self.result(state) is not None
 
+    def model(self, state: Int64s) -> dict[str, Any] | None:
+        """The model of a state with a result, as the JSON that another program reads; None: there is none."""
+        return None
+
     def initial(self) -> Int64s:
         """The state before the first step: words of 0."""
         return np.zeros(self.state_size, np.int64)

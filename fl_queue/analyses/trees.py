@@ -219,7 +219,9 @@ class Trees(Analysis):
         return summary.summary(found) if found["phase"] == DONE else None
 
     def model(self, state: Int64s) -> dict[str, Any]:
-        """The trees as the JSON that XGBoost reads."""
+        """The trees as the JSON that XGBoost reads. Raises MessageError: they still grow."""
+        if not self.is_done(state):
+            raise MessageError("the trees still grow")
         return summary.model(self._state(state)).to_json()
 
 

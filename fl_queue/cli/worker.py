@@ -267,7 +267,9 @@ site_rules = collect(
 def _policy_file(file: Path | None) -> str:
     from fl_queue.client import policy
 
-    return policy.checked_file(file)
+    if policy.read(path := policy.checked_file(file)).trees == "clear":
+        warn(policy.TREES_IN_CLEAR)
+    return path
 
 
 def _loader_option(command: Command) -> Command:

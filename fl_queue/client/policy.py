@@ -37,6 +37,12 @@ def _allow_problem(names: tuple[str, ...]) -> str | None:
     return f"{wrong[0][:40]!r} is not one of {', '.join(_KINDS)}" if wrong else None
 
 
+#: What the owner of a site consents to with ``trees = "clear"``, shown at its worker's start.
+TREES_IN_CLEAR = (
+    'This site\'s policy has trees = "clear": for each tree it sends sums of its rows by bin and node. No sum is of fewer '
+    "than min_cell rows, but all of them together are nearly the rows of a small table."
+)
+
 #: Name -> type, default, limits and text of each rule.
 RULES: dict[str, Option] = {
     "min_rows": Option(
@@ -93,6 +99,14 @@ RULES: dict[str, Option] = {
         False,
         "a config may have the site train with a share of its rows (data.partition other than site, train_per_class), and so choose which",
     ),
+    "trees": Option(
+        "str",
+        "masked",
+        'whether trees are grown of the tables: "masked", only under secure sums; "clear", also without, where the '
+        'histograms of a small site are nearly its rows; "no"',
+        choices=("masked", "clear", "no"),
+        newer=True,
+    ),
 }
 
 
@@ -102,8 +116,8 @@ class SitePolicy:
     The rules of a site.
 
     Args:
-        min_rows, min_cell, dominance, max_questions, max_parameters, max_numbers, max_levels, name_levels, columns, never, allow,
-            share: See ``RULES``.
+        min_rows, min_cell, dominance, max_questions, max_parameters, max_numbers, max_levels, name_levels, columns,
+            never, allow, share, trees: See ``RULES``.
     """
 
     min_rows: int = RULES["min_rows"].default
@@ -118,6 +132,7 @@ class SitePolicy:
     never: tuple[str, ...] = ()
     allow: tuple[str, ...] = ()
     share: bool = False
+    trees: str = RULES["trees"].default
 
     @classmethod
     def of_mapping(cls, given: Mapping[str, Any]) -> SitePolicy:
@@ -135,7 +150,13 @@ class SitePolicy:
     @property
     def digest(self) -> str:
         """Digest of the rules, as receipts have it; hexadecimal."""
-        return blake3(dumps(self.to_dict()).encode()).hexdigest()[:16]
+        rules = self.to_dict()
+        noted = {
+            name: value
+            for name, value in rules.items()
+            if not RULES[name].newer or value != as_plain(RULES[name].default)
+        }
+        return blake3(dumps(noted).encode()).hexdigest()[:16]
 
     @property
     def limits(self) -> Limits:
@@ -160,6 +181,8 @@ class SitePolicy:
         """Raise PolicyRefusal unless an analysis of this name is answered."""
         if self.allow and kind not in self.allow:
             raise PolicyRefusal(f"{kind} is not in its list (allow)")
+        if kind == "trees":
+            self._check_trees()
 
     def check_training(self, config: RunConfig, *, is_evaluated: bool = False) -> None:
         """
@@ -186,6 +209,13 @@ class SitePolicy:
         for name in names or ():
             if not self.is_visible(name):
                 raise DataError("table", f"has no column {name}", public=True)
+
+    def _check_trees(self) -> None:
+        """Raise PolicyRefusal unless trees are grown in the clear."""
+        if self.trees == "masked":
+            raise PolicyRefusal("trees are answered only under secure sums (trees = masked)")
+        if self.trees != "clear":
+            raise PolicyRefusal("trees are not answered (trees = no)")
 
     def is_visible(self, name: str) -> bool:
         """Whether a column exists for a question."""

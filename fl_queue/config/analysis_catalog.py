@@ -8,10 +8,13 @@ from typing import Any
 
 from fl_queue.analyses import questions, regression_options
 from fl_queue.analyses.base import Analysis
+from fl_queue.analyses.boosting import options as tree_options
+from fl_queue.analyses.boosting import plan as tree_plan
 from fl_queue.analyses.cox import BRESLOW, EFRON, Cox
 from fl_queue.analyses.families import FAMILIES
 from fl_queue.analyses.regression import Regression
 from fl_queue.analyses.statistics import Statistics
+from fl_queue.analyses.trees import Trees
 from fl_queue.common import data_folder
 from fl_queue.common.options import Option, OptionTable
 from fl_queue.tables.schema import DELIMITERS
@@ -173,5 +176,11 @@ ANALYSES: dict[str, AnalysisEntry] = {
             ),
         },
         regression_options.check,
+    ),
+    "trees": AnalysisEntry(
+        Trees,
+        "boosted trees of the sites' tables, as XGBoost grows them on all tables together; a site must allow them",
+        {**_TABLE, **tree_options.OPTIONS},
+        tree_plan.check,
     ),
 }

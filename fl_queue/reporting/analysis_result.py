@@ -15,7 +15,13 @@ from fl_queue.coordinator.rounds import runs
 from fl_queue.errors import RunStateError
 from fl_queue.models.model_store import ModelStore
 from fl_queue.protocol import tensor_layout
-from fl_queue.reporting import regression_table, rich_console, statistics_table, survival_tables
+from fl_queue.reporting import (
+    regression_table,
+    rich_console,
+    statistics_table,
+    survival_tables,
+    tree_table,
+)
 from fl_queue.store import RunState, Store
 
 #: Files of a table, in place of JSON.
@@ -87,6 +93,9 @@ def renderables(found: Mapping[str, Any]) -> Iterator[RenderableType]:
     """The result as tables. Args: ``found``: of ``completed``."""
     if found["task"] == "regression":
         yield from regression_table.renderables(found)
+        return
+    if found["task"] == "trees":
+        yield from tree_table.renderables(found)
         return
     yield rich_console.text(statistics_table.header(found))
     for part in statistics_table.tables(found):

@@ -11,6 +11,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
+from fl_queue.analyses.base import STATE, Analysis
 from fl_queue.common import collector, files
 from fl_queue.config.run_config import RunConfig
 from fl_queue.coordinator.rounds import runs
@@ -18,11 +21,13 @@ from fl_queue.errors import ConfigError, DataError, RunStateError
 from fl_queue.models import checkpoint, selection, whole_model
 from fl_queue.models.model_store import ModelStore
 from fl_queue.models.whole_model import StoredTensor
+from fl_queue.protocol import tensor_layout
 from fl_queue.protocol.manifest import Manifest
 from fl_queue.store import RunState, Store
 
 #: Formats of the file.
 PEFT = "peft"
+JSON = "json"
 SAFETENSORS, TORCH, ONNX = FORMATS = ("safetensors", "torch", "onnx")
 _SUFFIXES = {".onnx": ONNX, ".pt": TORCH, ".pth": TORCH}
 
@@ -123,8 +128,7 @@ def export_version(
     """
     config = runs.current_config(store, state.run_id)
     if config.analysis is not None:
-        reason = f"is an analysis, not a model; see `fl-queue result {state.name}`"
-        raise RunStateError(state.name, reason)
+        return _export_analysis(store, state, state_dir, request, config.analysis)
     version = version_of(store, state, request.version, request.best)
     kind = request.kind or format_of(request.path)
     models = models_of(store, state.run_id, state_dir)
@@ -137,6 +141,40 @@ def export_version(
     else:
         _write_whole(request, config, models, (manifest, body), metadata)
     return ExportedModel(version, digest, kind, config)
+
+
+def _export_analysis(
+    store: Store, state: RunState, state_dir: Path, request: ExportRequest, analysis: Analysis
+) -> ExportedModel:
+    """
+    Write the model of an analysis, such as trees, as JSON.
+
+    Raises:
+        ConfigError: An option is for models that are trained.
+        RunStateError: There is no model, or none yet.
+    """
+    for option, is_given in {
+        "--version": request.version is not None,
+        "--best": request.best,
+        "--format": bool(request.kind),
+        "--dtype": bool(request.dtype),
+        "--adapters": request.adapters,
+    }.items():
+        if is_given:
+            raise ConfigError(option, "is for models that are trained; leave it out")
+    found, version, models = None, state.version, models_of(store, state.run_id, state_dir)
+    if version is not None:
+        words = tensor_layout.views(*models.load_version(version))[STATE].astype(np.int64)
+        found = analysis.model(words) if analysis.result(words) is not None else None
+    if found is None or version is None:
+        reason = f"is an analysis, not a model; see `fl-queue result {state.name}`"
+        raise RunStateError(state.name, reason)
+    try:
+        files.write(request.path, json.dumps(found).encode())
+    except OSError as exc:
+        raise DataError(str(request.path), f"cannot be written: {exc.strerror}") from exc
+    digest = str(store.control.versions.all(state.run_id)[version]["digest"])
+    return ExportedModel(version, digest, JSON, runs.current_config(store, state.run_id))
 
 
 def _base_body(models: ModelStore, manifest: Manifest) -> memoryview | None:

@@ -191,6 +191,7 @@ def fitted(
     tables: Sequence[SiteRows],
     least: int = 1,
     forgets: bool = False,
+    limits: Limits | None = None,
 ) -> tuple[Trees, Int64s]:
     """
     The analysis and its last state.
@@ -199,9 +200,10 @@ def fitted(
         options: Those that differ from ``OPTIONS``.
         least: Each site's ``min_cell``.
         forgets: Whether sites lose what they keep between steps.
+        limits: Instead of ``least``.
     """
     analysis = Trees(OPTIONS | dict(options))
-    state, limits = analysis.initial(), Limits(min_cell=least)
+    state, limits = analysis.initial(), limits or Limits(min_cell=least)
     for _ in range(analysis.steps):
         if analysis.is_done(state):
             break

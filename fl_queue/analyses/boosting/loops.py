@@ -16,20 +16,18 @@ _log = logging.getLogger(__name__)
 SIDES = 256
 
 
-def add_rows(bins: Any, rows: Any, gradients: Any, hessians: Any, starts: Any, found: Any) -> None:
+def add_rows(bins: Any, gradients: Any, hessians: Any, starts: Any, found: Any) -> None:
     """
     Add rows to a histogram.
 
     Args:
-        bins: (N, F) of all rows.
-        rows: (n,) the rows that are added.
-        gradients, hessians: (N,) integers.
+        bins: (n, F) of the rows.
+        gradients, hessians: (n,) integers.
         starts: (F,) first cell of each column.
         found: (cells, 3) sums of gradients and hessians, and counts; changed.
     """
     columns = bins.shape[1]
-    for at in range(rows.shape[0]):
-        row = rows[at]
+    for row in range(bins.shape[0]):
         gradient, hessian = gradients[row], hessians[row]
         for column in range(columns):
             cell = starts[column] + bins[row, column]
@@ -38,26 +36,24 @@ def add_rows(bins: Any, rows: Any, gradients: Any, hessians: Any, starts: Any, f
             found[cell, 2] += 1
 
 
-def divide(bins: Any, rows: Any, column: Any, is_left: Any, found: Any) -> Any:
+def divide(bins: Any, column: Any, is_left: Any, found: Any) -> Any:
     """
-    Divide the rows of a node, each side in the order of ``rows``.
+    Divide the rows of a node, each side in their order.
 
     Args:
-        bins: (N, F).
-        rows: (n,).
+        bins: (n, F).
         column: Of the split.
         is_left: (256,) by bin.
-        found: (n,) the rows of the left side, then those of the right; changed.
+        found: (n,) places of the rows of the left side, then of those of the right; changed.
 
     Returns:
         How many are on the left side.
     """
     left = 0
-    for at in range(rows.shape[0]):
-        left += is_left[bins[rows[at], column]]
+    for row in range(bins.shape[0]):
+        left += is_left[bins[row, column]]
     below, above = 0, left
-    for at in range(rows.shape[0]):
-        row = rows[at]
+    for row in range(bins.shape[0]):
         if is_left[bins[row, column]]:
             found[below] = row
             below += 1
@@ -117,8 +113,8 @@ def close_groups(counts: Any, least: Any, rows: Any, ends: Any) -> Any:
 
 _BINS = "Array(uint8, 2, 'C', readonly=True)"
 _SIGNATURES: dict[Loop, str] = {
-    add_rows: f"void({_BINS}, int32[::1], int64[::1], int64[::1], int64[::1], int64[:, ::1])",
-    divide: f"int64({_BINS}, int32[::1], int64, uint8[::1], int32[::1])",
+    add_rows: f"void({_BINS}, int64[::1], int64[::1], int64[::1], int64[:, ::1])",
+    divide: f"int64({_BINS}, int64, uint8[::1], int32[::1])",
     add_leaves: f"void({_BINS}, int64[::1], int64[::1], uint8[:, ::1], float32[::1], float32[::1])",
     close_groups: "int64(int64[:, ::1], int64, int64[::1], int64[::1])",
 }

@@ -45,7 +45,6 @@ def summary(state: State) -> dict[str, Any]:
     rules, losses = plan.rules, state.losses[: state["iteration"] + 1]
     watched = bool(state["validation_rows"])
     return {
-        "analysis": "trees",
         "objective": OBJECTIVES[rules.objective].name,
         "target": plan.target,
         "classes": list(plan.classes),

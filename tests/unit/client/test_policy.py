@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from fl_queue.client import policy
-from fl_queue.errors import ConfigError
+from fl_queue.errors import ConfigError, PolicyRefusal
 
 
 def test_without_a_file_there_are_rules_all_the_same() -> None:
@@ -62,3 +62,20 @@ def test_columns_by_patterns() -> None:
     )
     names = ["age", "lab_a", "lab_id", "name", "sex"]
     assert list(filter(rules.is_visible, names)) == ["age", "lab_a"]
+
+
+@pytest.mark.parametrize("value", ["masked", "no"])
+def test_trees_are_refused_unless_they_are_allowed(value: str) -> None:
+    """The rule is named."""
+    policy.SitePolicy.of_mapping({"trees": "clear"}).check_asked("trees")
+    with pytest.raises(PolicyRefusal, match=rf"trees = {value}"):
+        policy.SitePolicy.of_mapping({"trees": value}).check_asked("trees")
+    with pytest.raises(PolicyRefusal, match="only under secure sums"):
+        policy.SitePolicy().check_asked("trees")
+
+
+def test_a_rule_that_came_later_changes_no_digest_unless_it_is_set() -> None:
+    """Receipts and ledgers have the digest."""
+    rules = policy.SitePolicy()
+    assert rules.digest == policy.SitePolicy.of_mapping({"trees": "masked"}).digest
+    assert rules.digest != policy.SitePolicy.of_mapping({"trees": "clear"}).digest

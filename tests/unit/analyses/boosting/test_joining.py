@@ -67,7 +67,7 @@ def test_no_sum_of_a_tree_is_of_few_rows(rows: int, seed: int, splits: list[Spli
         counts = children[..., 1]
         assert not ((counts > 0) & (counts < LEAST)).any()
         # All columns of a node have the same rows, which are those that are in it.
-        assert (_by_column(counts) == [[len(rows)] * 3 for rows in growth.rows]).all()
+        assert (_by_column(counts) == [[rows] * 3 for rows in growth.rows]).all()
         for place, parent in enumerate(parents):
             both = children[2 * place] + children[2 * place + 1]
             assert (_by_column(both[None]) == _by_column(parent[None])).all()

@@ -14,14 +14,13 @@ from fl_queue.analyses.boosting import loops
 def _results(kernels: loops.Loops) -> list[list[int | float]]:
     rng = np.random.default_rng(0)
     bins = rng.integers(0, 4, (40, 3)).astype(np.uint8)
-    rows = np.flatnonzero(rng.random(40) < 0.6).astype(np.int32)
     starts, words = np.array([0, 4, 8]), rng.integers(-(1 << 40), 1 << 40, (2, 40))
     found = np.zeros((12, 3), np.int64)
-    kernels.add_rows(bins, rows, words[0], words[1], starts, found)
+    kernels.add_rows(bins, words[0], words[1], starts, found)
     sides = np.zeros(256, np.uint8)
     sides[:2] = 1
-    divided = np.zeros_like(rows)
-    left = kernels.divide(bins, rows, 1, sides, divided)
+    divided = np.zeros(40, np.int32)
+    left = kernels.divide(bins, 1, sides, divided)
     margins = np.zeros(40, np.float32)
     weights = np.array([0.0, 0.25, -0.5], np.float32)
     kernels.add_leaves(
