@@ -12,7 +12,7 @@ from rich.console import RenderableType
 from fl_queue.analyses.base import STATE, Analysis
 from fl_queue.config.run_config import RunConfig
 from fl_queue.coordinator.rounds import runs
-from fl_queue.errors import RunStateError
+from fl_queue.errors import ConfigError, RunStateError
 from fl_queue.models.model_store import ModelStore
 from fl_queue.protocol import tensor_layout
 from fl_queue.reporting import (
@@ -80,8 +80,14 @@ def file_text(found: Mapping[str, Any], suffix: str) -> str:
         found: Of ``completed``.
         suffix: Of the file; JSON unless there is another form.
 
+    Raises:
+        ConfigError: There is no such form of it.
     """
     if suffix in _TABLE_FILES:
+        if found["task"] == "trees":
+            raise ConfigError(
+                "--output", "the result of trees is written as .json; the trees: `fl-queue export`"
+            )
         is_fit = found["task"] == "regression"
         text = (regression_table if is_fit else statistics_table).file_text(found, suffix)
         assert isinstance(text, str)  # Both have all of these forms.
