@@ -43,6 +43,7 @@ POINTS = {
     "round.decided": "an aggregator makes the next model",
     "model.published": "an aggregator writes the checkpoint",
     "checkpoint.written": "an aggregator runs the commit script",
+    "panel.shrunk": "an aggregator advances the run, whose panel has lost a client",
     "round.committed": "an aggregator advances the run",
     "round.advanced": "an aggregator removes what it has taken",
     "round.discarded": "an aggregator removes the round's other leftovers",

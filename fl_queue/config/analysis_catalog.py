@@ -54,6 +54,17 @@ _TABLE = {
     ),
 }
 
+#: Of each analysis whose steps depend on each other.
+FIT = {
+    "on_loss": Option(
+        "str",
+        "restart",
+        "once a site of the first step does not answer a later one: restart (go on without it, and begin anew where "
+        "that is needed), wait (ask again, up to round.max_abandoned times) or fail",
+        choices=("restart", "wait", "fail"),
+        newer=True,
+    )
+}
 ANALYSES: dict[str, AnalysisEntry] = {
     "statistics": AnalysisEntry(
         Statistics,
@@ -122,6 +133,7 @@ ANALYSES: dict[str, AnalysisEntry] = {
         "linear, logistic, Poisson and Cox regressions of the sites' tables, with standard errors and p-values",
         {
             **_TABLE,
+            **FIT,
             "family": Option(
                 "str",
                 "logistic",

@@ -58,9 +58,11 @@ def prune_versions(models: ModelStore, config: RunConfig) -> None:
 
 
 def kept_versions(store: Store, state: RunState, config: RunConfig) -> set[int]:
-    """Versions whose checkpoints are kept by ``model.keep_versions``: the newest, the best, and tagged ones."""
+    """Versions whose checkpoints are kept by ``model.keep_versions``: the newest, the best, and tagged ones; all of an analysis to verify."""
     versions, count = store.control.versions.all(state.run_id), config.model.keep_versions
-    if not count:
+    analysis = config.analysis
+    # Without the states in between nothing of a fit could be verified; trees, whose states are large, have many.
+    if not count or (analysis is not None and analysis.has_budget and config.model.keep_updates):
         return set(versions)
     newest = max(versions, default=-1)
     best = best_version(store, state.run_id, config)

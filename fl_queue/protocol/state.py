@@ -8,6 +8,7 @@ from enum import StrEnum
 from typing import Any
 
 from fl_queue.protocol import identifiers
+from fl_queue.protocol.panel import Panel
 from fl_queue.protocol.records import Mode, Outcome, Purpose
 from fl_queue.protocol.state_fields import Fields
 
@@ -58,7 +59,7 @@ class RunState:
     ``state_since``: the newest round in which a client had lost its state, or the run went back to an older
     version; what clients keep for the strategy counts from later rounds only. 0: there is none.
     ``counted_from``: the version from which ``run.patience`` counts. ``tags``: name -> version that it
-    names, and that is kept.
+    names, and that is kept. ``panel``: of a fit whose first step is committed.
     """
 
     name: str
@@ -88,6 +89,7 @@ class RunState:
     counted_from: int = 0
     tags: Mapping[str, int] = field(default_factory=dict)
     metrics: tuple[str, ...] = ()
+    panel: Panel | None = None
 
     @property
     def active(self) -> bool:
@@ -232,6 +234,9 @@ def parse_run_state(run: str, raw: Mapping[str, str]) -> RunState:
         metrics=tuple(fields.json("metrics", list[str], "[]")),
         counted_from=fields.whole("counted_from", 0),
         tags=fields.json("tags", dict[str, int], "{}"),
+        panel=fields.json("panel", dict[str, Any], then=Panel.from_dict)
+        if raw.get("panel")
+        else None,
     )
 
 

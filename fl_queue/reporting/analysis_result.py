@@ -60,7 +60,8 @@ def read(store: Store, state: RunState) -> dict[str, Any]:
         found = analysis.result(words)
     if found is None:
         raise RunStateError(state.name, f"has no result yet: it is {state.state}")
-    return {"run": state.name, **completed(config, found)}
+    panel = {"panel": state.panel.to_dict()} if state.panel is not None else {}
+    return {"run": state.name, **completed(config, found), **panel}
 
 
 def completed(config: RunConfig, found: Mapping[str, Any]) -> dict[str, Any]:
@@ -99,6 +100,7 @@ def renderables(found: Mapping[str, Any]) -> Iterator[RenderableType]:
     """The result as tables. Args: ``found``: of ``completed``."""
     if found["task"] == "regression":
         yield from regression_table.renderables(found)
+        yield from _lost(found)
         return
     if found["task"] == "trees":
         yield from tree_table.renderables(found)
@@ -115,3 +117,14 @@ def renderables(found: Mapping[str, Any]) -> Iterator[RenderableType]:
     yield from survival_tables.renderables(found["survival"])
     for line in statistics_table.footer(found):
         yield rich_console.text(line)
+
+
+def _lost(found: Mapping[str, Any]) -> Iterator[RenderableType]:
+    """Lines about the panel of a fit, if it has lost a client."""
+    panel = found.get("panel")
+    if panel is None or not panel["lost"]:
+        return
+    yield rich_console.text(f"panel: {', '.join(panel['clients'])}")
+    for one in panel["lost"]:
+        where = f"at step {one['step']}, {one['at']}"
+        yield rich_console.text(f"lost: {one['client']} {where}: {one['reason']}")

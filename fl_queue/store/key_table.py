@@ -90,7 +90,8 @@ KEYS: tuple[Key, ...] = (
             "shares, fence, cleaned, waited_s, created_at; state_since (the newest round in which a "
             "client had lost its state, or the run went back to an older version: clients' states of later "
             "rounds count only); counted_from (the version from which run.patience counts); tags (JSON, name -> version); "
-            "metrics (JSON list of those that the task has declared with version 0); restored_from "
+            "metrics (JSON list of those that the task has declared with version 0); panel (JSON: the clients of a fit's "
+            "further steps, and those it has lost); restored_from "
             "(JSON list: the run it was restored from, the one before that, ...)"
         ),
         "`start-round`, scripts and transactions of the operator's side",

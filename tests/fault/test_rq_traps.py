@@ -28,7 +28,7 @@ from fl_queue.config import loading
 from fl_queue.coordinator.aggregator.collector import RoundAggregator
 from fl_queue.coordinator.operations.healer import Healer
 from fl_queue.coordinator.rounds import lifecycle, runs
-from fl_queue.coordinator.rounds.lifecycle import Ending
+from fl_queue.coordinator.rounds.ending import Ending
 from fl_queue.errors import StoreUnavailable
 from fl_queue.models.model_store import ModelStore
 from fl_queue.protocol import message, tensor_layout

@@ -11,7 +11,7 @@ import numpy as np
 
 from fl_queue.analyses.base import Analysis, Block, Columns, Layout, Limits, SiteRows, counts
 from fl_queue.common.options import Option
-from fl_queue.config.analysis_catalog import AnalysisEntry
+from fl_queue.config.analysis_catalog import FIT, AnalysisEntry
 from fl_queue.errors import AnalysisError
 from fl_queue.protocol.arrays import Float64s, Int64s
 
@@ -104,6 +104,7 @@ def entry() -> AnalysisEntry:
         TinyFit,
         "the mean of a column by steps",
         {
+            **FIT,
             "file": Option("str", "table.csv", "file name in each site's data folder"),
             "column": Option("str", "age", "column of numbers"),
             "most": Option("int", 40, "largest number of steps", low=1),

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import time
+
 from fl_queue.coordinator.aggregator.intake import UpdateIntake
 from fl_queue.coordinator.aggregator.open_round import OpenRound
 from fl_queue.coordinator.aggregator.unanswered_clients import unanswered
-from fl_queue.coordinator.rounds import deadlines, initialisation
-from fl_queue.coordinator.rounds.lifecycle import Ending, closing_rule
+from fl_queue.coordinator.rounds import deadlines, initialisation, panels
+from fl_queue.coordinator.rounds.ending import Ending
+from fl_queue.coordinator.rounds.lifecycle import closing_rule
+from fl_queue.coordinator.rounds.panels import PanelRound
 from fl_queue.protocol.records import Outcome, Purpose
 from fl_queue.store.jobs import dispatch
 
@@ -24,6 +28,7 @@ class ClosingDecision:
     def __init__(self, current: OpenRound, intake: UpdateIntake, refusal: str = "") -> None:
         self._current, self._intake, self._refusal = current, intake, refusal
         self._store, self._run = current.store, current.run
+        self._panel = panels.of_round(current.run_state(), current.state, current.config)
 
     def has_quorum(self) -> bool:
         """Whether the quorum is received."""
@@ -49,6 +54,8 @@ class ClosingDecision:
             return self._ending_of_initialisation(missing, drained)
         if purpose == Purpose.evaluate:
             return self._ending_of_evaluation(missing, drained)
+        if self._panel is not None:
+            return self._ending_of_step(self._panel, missing, drained)
         return self._ending_of_training(len(missing), drained)
 
     def _rule(self, pending: int, elapsed_s: float, drained: bool) -> Ending | None:
@@ -67,6 +74,16 @@ class ClosingDecision:
         if has_quorum:
             self._current.record_quorum(elapsed_s)
         return self._rule(pending, elapsed_s, drained)
+
+    def _ending_of_step(
+        self, panel: PanelRound, missing: list[str], drained: bool
+    ) -> Ending | None:
+        if self.has_quorum():
+            return self._rule(len(missing), 0.0, drained)
+        if not drained:
+            return None
+        now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self._store.control.now()))
+        return panel.ending(self._intake.receipts, missing, self._current.tick(), now)
 
     def _ending_of_evaluation(self, missing: list[str], drained: bool) -> Ending | None:
         if not missing:

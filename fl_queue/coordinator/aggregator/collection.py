@@ -13,7 +13,7 @@ from fl_queue.coordinator.aggregator.intake import UpdateIntake
 from fl_queue.coordinator.aggregator.open_round import OpenRound
 from fl_queue.coordinator.aggregator.ownership import OwnershipLease
 from fl_queue.coordinator.rounds import opening
-from fl_queue.coordinator.rounds.lifecycle import Ending
+from fl_queue.coordinator.rounds.ending import Ending
 from fl_queue.store import Doorbell
 
 #: Longest wait for a message; the closing rule and the ownership are checked in between.

@@ -24,7 +24,7 @@ from fl_queue.coordinator.aggregator.round_commit import RoundCommit
 from fl_queue.coordinator.aggregator.taken_list import TakenList
 from fl_queue.coordinator.aggregator.version_builder import VersionBuilder, failure_reason
 from fl_queue.coordinator.rounds import lifecycle
-from fl_queue.coordinator.rounds.lifecycle import Ending
+from fl_queue.coordinator.rounds.ending import Ending
 from fl_queue.errors import (
     CheckpointError,
     ConfigError,

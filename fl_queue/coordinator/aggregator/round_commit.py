@@ -14,12 +14,13 @@ from fl_queue.coordinator.aggregator.open_round import OpenRound
 from fl_queue.coordinator.aggregator.ownership import OwnershipLease
 from fl_queue.coordinator.aggregator.taken_list import TakenList
 from fl_queue.coordinator.aggregator.version_builder import BuiltVersion, VersionBuilder
-from fl_queue.coordinator.rounds import lifecycle, statement_signing
-from fl_queue.coordinator.rounds.lifecycle import Ending
+from fl_queue.coordinator.rounds import lifecycle, panels, statement_signing
+from fl_queue.coordinator.rounds.ending import Ending
 from fl_queue.errors import AnalysisError, MessageError, OwnershipLost
 from fl_queue.models import initial, retention, update_archive
 from fl_queue.models.model_store import ModelStore
 from fl_queue.protocol import job_origins
+from fl_queue.protocol.panel import Panel
 from fl_queue.protocol.records import MAKES_NEXT, Outcome, Purpose, Receipt, RoundRecord
 from fl_queue.store import NewVersion, RoundEnd
 from fl_queue.strategies.base import Strategy
@@ -73,7 +74,8 @@ class RoundCommit:
         if state.is_async and ending.outcome == Outcome.committed:
             most = config.round.max_staleness
             intake.receipts.update(job_origins.given_up(state, intake.receipts, most))
-        if ending.outcome == Outcome.abandoned and state.purpose in MAKES_NEXT:
+        is_named = ending.fails or ending.panel is not None
+        if ending.outcome == Outcome.abandoned and state.purpose in MAKES_NEXT and not is_named:
             ending = lifecycle.with_cause(ending, intake.receipts)
         elapsed_s = self._current.tick()
         record = round_end.build_record(state, ending, elapsed_s, config, intake.progress)
@@ -129,7 +131,6 @@ class RoundCommit:
         )
         failpoints.failpoint("checkpoint.written")
         self._lease.check()
-        ending = self._with_beginning(ending, built) if is_first else ending
         whole = replace(
             record,
             version=built.version,
@@ -155,13 +156,22 @@ class RoundCommit:
                 incarnation,
                 call=incarnation.token,
                 outcome=Outcome.initialised if is_first else Outcome.committed,
-                reason=ending.reason,
+                reason=(self._with_beginning(ending, built) if is_first else ending).reason,
                 record=None if is_first else whole,
                 receipts=round_end.final_receipts(ending, intake.receipts),
                 max_abandoned=config.round.max_abandoned,
                 version=version,
+                panel=self._first_panel(record),
             )
         )
+
+    def _first_panel(self, record: RoundRecord) -> Panel | None:
+        """The panel of a fit whose first step is committed."""
+        config = self._current.config
+        is_first = record.purpose == Purpose.sums and self._current.run_state().panel is None
+        if config.analysis is None or not config.analysis.is_fit or not is_first:
+            return None
+        return panels.of_first_step(config, record.cohort, record.accepted)
 
     def _with_beginning(self, ending: Ending, built: BuiltVersion) -> Ending:
         """Add to the end of the first round which of its tensors came from ``model.initial``."""
@@ -206,6 +216,8 @@ class RoundCommit:
                 f"run {self._run}: round {self._number} was not ended by us: {answer}"
             )
         log.info("run=%s round=%s %s: %s", self._run, self._number, ending.outcome, ending.reason)
+        if ending.panel is not None:
+            failpoints.failpoint("panel.shrunk")
         failpoints.failpoint("round.committed")
         for event in round_end.events(record, self._current.config):
             self._store.control.events.add(self._run, event)

@@ -10,7 +10,7 @@ from fl_queue.config.client_layouts import layouts_of
 from fl_queue.config.run_config import RunConfig
 from fl_queue.coordinator.aggregator.partial_sum import PartialRoundState
 from fl_queue.coordinator.rounds import lifecycle
-from fl_queue.coordinator.rounds.lifecycle import Ending
+from fl_queue.coordinator.rounds.ending import Ending
 from fl_queue.protocol import job_origins
 from fl_queue.protocol.events import ClientStateLost, Event, WeightsCapped
 from fl_queue.protocol.manifest import Manifest

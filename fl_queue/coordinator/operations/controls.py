@@ -11,7 +11,7 @@ from pathlib import Path
 
 from fl_queue.coordinator.operations.healer import Healer
 from fl_queue.coordinator.rounds import lifecycle
-from fl_queue.coordinator.rounds.lifecycle import Ending
+from fl_queue.coordinator.rounds.ending import Ending
 from fl_queue.coordinator.rounds.runs import at_version, current_config, find_run, set_state
 from fl_queue.errors import RunStateError
 from fl_queue.protocol.events import RunCancelled

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from fl_queue.config import metric_choice
 from fl_queue.config.run_config import RunConfig
@@ -23,6 +23,7 @@ from fl_queue.coordinator.rounds import (
     stopping,
     waiting,
 )
+from fl_queue.coordinator.rounds.ending import Ending
 from fl_queue.coordinator.rounds.opening import open_round, top_up
 from fl_queue.coordinator.rounds.runs import current_config, set_state
 from fl_queue.errors import RunStateError, UnknownVersion
@@ -50,22 +51,6 @@ ROUNDS_KEPT = 2
 
 #: Characters of a client's own words in the reason of a round.
 _CAUSE = 300
-
-
-@dataclass(frozen=True)
-class Ending:
-    """
-    End of a round.
-
-    Args:
-        outcome: Of the round.
-        reason: Of the outcome.
-        fails: Whether the run fails with it, however many rounds may be abandoned.
-    """
-
-    outcome: str
-    reason: str
-    fails: bool = False
 
 
 def advance(store: Store, run: str) -> None:
@@ -379,8 +364,17 @@ def end(
             receipts=receipts,
             # All clients were asked for version 0: it only needs a task that can be built.
             max_abandoned=1 if initialises or ending.fails else config.round.max_abandoned,
+            panel=ending.panel,
+            rounds_wanted=_steps_anew(current, config) if ending.panel is not None else None,
         )
     )
+
+
+def _steps_anew(current: RoundState, config: RunConfig) -> int:
+    """The last version that a fit may have whose panel has shrunk: its steps are counted anew."""
+    assert config.analysis is not None
+    # One step is what shows the analysis that its sites are other ones.
+    return current.base_version + 1 + config.analysis.steps
 
 
 def clean_up(store: Store, run: str, number: int) -> None:

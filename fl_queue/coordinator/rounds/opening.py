@@ -24,11 +24,18 @@ from fl_queue.coordinator.rounds import (
     waiting,
 )
 from fl_queue.coordinator.rounds.eligibility import EligibleClients
-from fl_queue.coordinator.rounds.plan import RoundPlan, plan_async, plan_first, plan_sync
+from fl_queue.coordinator.rounds.plan import (
+    RoundPlan,
+    plan_async,
+    plan_first,
+    plan_panel,
+    plan_sync,
+)
 from fl_queue.coordinator.rounds.runs import set_state
 from fl_queue.errors import ConfigError
 from fl_queue.protocol import identifiers, virtual_clients
 from fl_queue.protocol.events import ClientsJoined, Event, RoundOpened, RoundUnsigned, RunFailed
+from fl_queue.protocol.panel import Panel
 from fl_queue.protocol.records import MAKES_NEXT, Mode, Purpose
 from fl_queue.protocol.state import RoundPhase, RunPhase
 from fl_queue.store import RoundState, RunState, Store, keyspace
@@ -60,6 +67,10 @@ def open_round(store: Store, state: RunState, config: RunConfig, purpose: Purpos
     found = eligibility.decide(store, state, config, purpose)
     if found is None:
         return False
+    if purpose == Purpose.sums and state.panel is not None:
+        if _is_panel_there(store, state, config, state.panel, found):
+            _write_planned(store, state, config, plan_panel(state, state.panel))
+        return False
     makers_left = (
         initialisation.candidates(store, state, config, found)
         if purpose == Purpose.initialise
@@ -82,6 +93,21 @@ def open_round(store: Store, state: RunState, config: RunConfig, purpose: Purpos
     if purpose in MAKES_NEXT and not is_async and _is_refused(store, state, config, plan):
         return False
     _write_planned(store, state, config, plan)
+    return False
+
+
+def _is_panel_there(
+    store: Store, state: RunState, config: RunConfig, panel: Panel, found: EligibleClients
+) -> bool:
+    """Whether a step of a fit may be opened; with ``task.on_loss = wait`` the run waits for the whole panel."""
+    missing = [client for client in panel.clients if client not in found.clients]
+    if config.task.get("on_loss") != "wait" or not missing:
+        return True
+    reason = f"the fit waits for {', '.join(missing[:NAMED])} (task.on_loss = wait)"
+    paused = eligibility.paused(store, state, config)
+    waiting.wait_for_clients(
+        store, state, config, reason, len(missing), paused, len(found.unanswered)
+    )
     return False
 
 

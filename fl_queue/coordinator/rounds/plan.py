@@ -10,6 +10,7 @@ from fl_queue.config.run_config import RunConfig
 from fl_queue.coordinator.rounds import in_flight
 from fl_queue.coordinator.rounds.eligibility import EligibleClients
 from fl_queue.protocol import job_origins, virtual_clients
+from fl_queue.protocol.panel import Panel
 from fl_queue.protocol.records import MAKES_NEXT, Mode, Purpose
 from fl_queue.store import RunState, Store
 from fl_queue.store.jobs.dispatch import JobTicket
@@ -31,6 +32,7 @@ class RoundPlan:
         buffer: Updates that an asynchronous round merges.
         carried: Client -> its ticket of an earlier round, and the origin of that job.
         ineligible: Client that is alive -> reason why it cannot be selected.
+        needs_all: Whether the round needs the answers of its whole cohort.
     """
 
     number: int
@@ -43,13 +45,14 @@ class RoundPlan:
     buffer: int = 0
     carried: Mapping[str, tuple[JobTicket, job_origins.JobOrigin]] = field(default_factory=dict)
     ineligible: Mapping[str, str] = field(default_factory=dict)
+    needs_all: bool = False
 
     def quorum(self, config: RunConfig) -> int:
         """The number of updates after which the round may end."""
         size = len(self.cohort)
         if self.mode == Mode.asynchronous:
             return self.buffer
-        if self.purpose in MAKES_NEXT:
+        if self.purpose in MAKES_NEXT and not self.needs_all:
             return config.quorum_size(size)
         # One client makes version 0; the closing evaluation takes all answers.
         return 1 if self.purpose == Purpose.initialise else size
@@ -104,6 +107,13 @@ def plan_sync(
         ineligible=found.out,
     )
     return plan, wanted
+
+
+def plan_panel(state: RunState, panel: Panel) -> RoundPlan:
+    """A step of a fit after its first one, whether the clients of the panel are alive or not."""
+    clients = panel.clients
+    number = state.round + 1
+    return RoundPlan(number, Purpose.sums, clients, clients, len(clients), needs_all=True)
 
 
 def plan_async(

@@ -9,6 +9,7 @@ from typing import Any
 from fl_queue.common.safe_json import dumps
 from fl_queue.protocol.events import ROUND_ENDS
 from fl_queue.protocol.manifest import Manifest
+from fl_queue.protocol.panel import Panel
 from fl_queue.protocol.records import Outcome, Receipt, RoundRecord
 from fl_queue.store import keyspace
 from fl_queue.store.control.events import EVENTS_KEPT
@@ -78,6 +79,8 @@ class RoundEnd:
         receipts: Client -> its final receipt.
         max_abandoned: Abandoned rounds in a row at which the run fails.
         version: The new version; None: none.
+        panel: Of a fit, from now on; None: as it was.
+        rounds_wanted: The last version that the run may have; None: as it was.
     """
 
     by: Incarnation
@@ -88,6 +91,8 @@ class RoundEnd:
     receipts: Mapping[str, Receipt]
     max_abandoned: int
     version: NewVersion | None = None
+    panel: Panel | None = None
+    rounds_wanted: int | None = None
 
     def keys(self) -> list[str]:
         """Return the keys of ``end_round.lua``."""
@@ -119,5 +124,7 @@ class RoundEnd:
             "event": dumps(event.to_dict()),
             "max_events": EVENTS_KEPT,
             "max_abandoned": self.max_abandoned,
+            "panel": self.panel.to_json() if self.panel else "",
+            "rounds_wanted": "" if self.rounds_wanted is None else str(self.rounds_wanted),
         }
         return dumps(argument | ({"version": self.version.to_script()} if self.version else {}))

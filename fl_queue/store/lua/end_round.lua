@@ -12,6 +12,9 @@
 --      receipts           [object] client -> receipt
 --      event              JSON; max_events [number]: longest event stream
 --      max_abandoned      [number] abandoned rounds in a row at which the run fails
+--      panel              JSON: the panel of a fit from now on ('' for: as it is); a round that is abandoned with one
+--                         does not count to max_abandoned
+--      rounds_wanted      the last version that the run may have ('' for: as it is)
 --      version            [object] the new version (absent: none):
 --        number, digest   of the version
 --        download         digest of its encoded body ('' for none)
@@ -62,13 +65,17 @@ if version then
   if version.metrics and version.metrics ~= '' then redis.call('HSET', KEYS[1], 'metrics', version.metrics) end
   if version.manifest ~= '' then redis.call('SET', KEYS[7], version.manifest) end
 end
+if ending.panel ~= '' then redis.call('HSET', KEYS[1], 'panel', ending.panel) end
+if ending.rounds_wanted ~= '' then redis.call('HSET', KEYS[1], 'rounds_wanted', ending.rounds_wanted) end
 if ending.record ~= '' then redis.call('RPUSH', KEYS[4], ending.record) end
 redis.call('HSET', KEYS[1], 'waited_s', '0')
 redis.call('XADD', KEYS[5], 'MAXLEN', '~', ending.max_events, '*', 'event', ending.event)
 if ending.outcome == 'evaluated' then
   redis.call('HSET', KEYS[1], 'evaluated_version', redis.call('HGET', KEYS[1], 'version'))
 end
-if ending.outcome == 'abandoned' then
+if ending.outcome == 'abandoned' and ending.panel ~= '' then
+  redis.call('HSET', KEYS[1], 'abandoned', 0)
+elseif ending.outcome == 'abandoned' then
   local failed = redis.call('HINCRBY', KEYS[1], 'abandoned', 1)
   if failed >= ending.max_abandoned then
     redis.call('HSET', KEYS[1], 'state', 'failed', 'reason', ending.reason)

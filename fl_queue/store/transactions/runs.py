@@ -19,8 +19,16 @@ from fl_queue.store.transactions import confirmed_changes
 
 #: Fields of a run that decide its next step. Fewer are not enough: a delayed process would open a second
 #: closing evaluation, or complete a run that a command has continued meanwhile. The population decides
-#: which share of split data a client has.
-DECIDING = ("round", "version", "evaluated_version", "rounds_wanted", "segment", "population")
+#: which share of split data a client has, and the panel who is asked for a step of a fit.
+DECIDING = (
+    "round",
+    "version",
+    "evaluated_version",
+    "rounds_wanted",
+    "segment",
+    "population",
+    "panel",
+)
 
 
 class Writes(Protocol):

@@ -17,7 +17,7 @@ from fl_queue.client.site import WorkerSettings
 from fl_queue.coordinator.aggregator.collector import RoundAggregator
 from fl_queue.coordinator.aggregator.partial_sum import PartialSumStore
 from fl_queue.coordinator.rounds import lifecycle
-from fl_queue.coordinator.rounds.lifecycle import Ending
+from fl_queue.coordinator.rounds.ending import Ending
 from fl_queue.coordinator.rounds.runs import current_config
 from fl_queue.errors import OwnershipLost, RoundEnded
 from fl_queue.protocol.header import Header

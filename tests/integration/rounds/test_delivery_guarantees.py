@@ -16,7 +16,7 @@ from fl_queue.client.outbox import SendOptions
 from fl_queue.config import loading
 from fl_queue.coordinator.aggregator import late_updates
 from fl_queue.coordinator.rounds import lifecycle, runs
-from fl_queue.coordinator.rounds.lifecycle import Ending
+from fl_queue.coordinator.rounds.ending import Ending
 from fl_queue.errors import ConfigError, JobRefused, OwnershipLost, RunStateError
 from fl_queue.protocol import message, tensor_layout
 from fl_queue.protocol.header import Header

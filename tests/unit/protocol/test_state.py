@@ -21,6 +21,7 @@ TEXTS = {
     "Mode": "async",
     "RunPhase": "training",
     "RoundPhase": "open",
+    "Panel | None": '{"clients": ["x"], "quorum": 1, "lost": []}',
     "Mapping[str, int]": '{"x": 7}',
     "Mapping[str, float]": '{"x": 7.5}',
     "Mapping[str, list[float]]": '{"x": [7.5]}',
