@@ -68,19 +68,21 @@ RULES: dict[str, Option] = {
         low=0,
     ),
     "max_parameters": Option(
-        "float", 0.1, "parameters of a regression for each row of the table", low=0
+        "float", 0.1, "parameters of a regression for each row of the table", low=0, newer=True
     ),
     "max_numbers": Option(
         "float",
         0.5,
         "numbers that all steps of one fit show, for each cell (row and column) that it reads",
         low=0,
+        newer=True,
     ),
     "max_levels": Option("int", 40, "levels of a category that a question may list", low=1),
     "name_levels": Option(
         "bool",
         True,
         "names of levels that a question does not list are shown (task.vocabulary): of a category with up to max_levels that have min_cell rows",
+        newer=True,
     ),
     "columns": Option(
         "strs", (), 'columns that may be asked about, patterns such as ["lab_*"]; empty: all'
@@ -93,11 +95,13 @@ RULES: dict[str, Option] = {
         (),
         f"what is answered: {', '.join(_KINDS)}; empty: all that the worker's --task-allow lets in",
         check=_allow_problem,
+        newer=True,
     ),
     "share": Option(
         "bool",
         False,
         "a config may have the site train with a share of its rows (data.partition other than site, train_per_class), and so choose which",
+        newer=True,
     ),
     "trees": Option(
         "str",

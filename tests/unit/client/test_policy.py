@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from fl_queue.client import policy
+from fl_queue.common.options import as_plain
 from fl_queue.errors import ConfigError, PolicyRefusal
 
 
@@ -74,8 +75,30 @@ def test_trees_are_refused_unless_they_are_allowed(value: str) -> None:
         policy.SitePolicy().check_asked("trees")
 
 
-def test_a_rule_that_came_later_changes_no_digest_unless_it_is_set() -> None:
-    """Receipts and ledgers have the digest."""
-    rules = policy.SitePolicy()
-    assert rules.digest == policy.SitePolicy.of_mapping({"trees": "masked"}).digest
-    assert rules.digest != policy.SitePolicy.of_mapping({"trees": "clear"}).digest
+@pytest.mark.parametrize(
+    ("rule", "other"),
+    [
+        ("max_parameters", 0.2),
+        ("max_numbers", 0.4),
+        ("name_levels", False),
+        ("allow", ["statistics"]),
+        ("share", True),
+        ("trees", "clear"),
+    ],
+)
+def test_a_rule_that_came_later_changes_no_digest_unless_it_is_set(
+    rule: str, other: object
+) -> None:
+    """Receipts and ledgers have the digests of files that do not name it."""
+    unset, default = policy.SitePolicy(), policy.RULES[rule].default
+    assert unset.digest == policy.SitePolicy.of_mapping({rule: as_plain(default)}).digest
+    assert unset.digest != policy.SitePolicy.of_mapping({rule: other}).digest
+
+
+@pytest.mark.parametrize(
+    ("rules", "digest"),
+    [({}, "37d967301ec6f616"), ({"min_cell": 5, "never": ["name"]}, "ca4cd6edf2144132")],
+)
+def test_the_digests_of_the_first_rules(rules: dict[str, object], digest: str) -> None:
+    """Golden: those of the release in which policies came."""
+    assert policy.SitePolicy.of_mapping(rules).digest == digest
