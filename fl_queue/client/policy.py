@@ -7,6 +7,7 @@ No Redis here.
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -222,10 +223,17 @@ class SitePolicy:
             raise PolicyRefusal("trees are not answered (trees = no)")
 
     def is_visible(self, name: str) -> bool:
-        """Whether a column exists for a question."""
-        if any(fnmatchcase(name, pattern) for pattern in self.never):
+        """
+        Whether a column exists for a question.
+
+        A name such as ``hiv;sex`` is two columns in a file that is read by another delimiter: so each part has to be visible.
+        """
+        parts = [part.strip(' "') for part in re.split(r"[,;\t|]", name)]
+        if any(fnmatchcase(one, pattern) for one in (name, *parts) for pattern in self.never):
             return False
-        return not self.columns or any(fnmatchcase(name, pattern) for pattern in self.columns)
+        if not self.columns or name in self.columns:
+            return True
+        return all(any(fnmatchcase(one, pattern) for pattern in self.columns) for one in parts)
 
 
 def read(path: str) -> SitePolicy:

@@ -17,6 +17,7 @@ from fl_queue.analyses import survival
 from fl_queue.analyses.base import Analysis
 from fl_queue.analyses.differencing import ALL, Grouping, isolates_few
 from fl_queue.analyses.suppression import without_few
+from fl_queue.analyses.telling_sums import is_telling
 from fl_queue.analyses.time_grids import Curve
 from fl_queue.client import fits, ledger, policy, table_file
 from fl_queue.client.fits import FitFolder, FitStep
@@ -229,7 +230,29 @@ def _check_differences(found: SiteTable) -> None:
                 raise PolicyRefusal(
                     f"{_named(one)}, and what was asked before or with it, differ by too few rows (min_cell)"
                 )
+    _check_values(found, {*asked}, earlier)
     _check_curves(found)
+
+
+def _check_values(found: SiteTable, asked: set[Grouping], earlier: set[Grouping]) -> None:
+    """
+    Raise PolicyRefusal if the sum of a column, and counts of its values, show a few rows.
+
+    Value times count, of each level that is shown, is a part of the sum: the rest is the sum of all other rows.
+    """
+    every, texts = asked | earlier, found.read.texts
+    summed = {one.number for one in every} - {""}
+    for one in sorted(every, key=repr):
+        name = one.category
+        is_new = one in asked or any(other.number == name for other in asked)
+        if one.number or name not in summed or name not in texts or not is_new:
+            continue
+        rest = texts[name].numbers[_codes(found, one) == len(one.levels)]
+        limits = found.policy.limits
+        if 0 < len(rest) < limits.min_cell or is_telling(rest, limits):
+            raise PolicyRefusal(
+                f"the sum of {name} and its levels, asked before or with it, differ by too few rows (min_cell)"
+            )
 
 
 def _check_curves(found: SiteTable) -> None:

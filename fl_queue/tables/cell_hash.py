@@ -50,12 +50,16 @@ _IS_NUMBER = np.array([state in (_WHOLE, _PART, _POWER) for state in range(9)])
 _MOST, _MIDDLE = 1 << 20, 1 << 40
 
 
-def _kinds_of_bytes(decimal: str) -> npt.NDArray[np.int64]:
-    """What each byte can be in a number, (256,). Args: ``decimal``: the sign."""
+def _kinds_of_bytes() -> npt.NDArray[np.int64]:
+    """
+    What each byte can be in a number, (256,).
+
+    A point and a comma are both a decimal sign: which one it is, a config may choose, and a row has one hash.
+    """
     found = np.full(256, _OTHER, np.int64)
     found[[ord(digit) for digit in "0123456789"]] = _DIGIT
     found[[ord("+"), ord("-")]] = _SIGN
-    found[ord(decimal)] = _MARK
+    found[[ord("."), ord(",")]] = _MARK
     found[[ord("e"), ord("E")]] = _E
     return found
 
@@ -146,12 +150,11 @@ class CellHash:
     Args:
         key: Two words of 64 bits.
         same: Short texts, and the one by whose hash each is hashed.
-        decimal: Decimal sign of numbers.
     """
 
-    def __init__(self, key: Hashes, same: Mapping[str, str], decimal: str = ".") -> None:
+    def __init__(self, key: Hashes, same: Mapping[str, str]) -> None:
         self._first, self._second = key[0], key[1] | np.uint64(1)
-        self._kinds = _kinds_of_bytes(decimal)
+        self._kinds = _kinds_of_bytes()
         self._special = self._same = np.zeros(0, np.uint64)
         self._special, self._same = (self._of_texts(each) for each in (same.keys(), same.values()))
 

@@ -89,6 +89,37 @@ def boolean_columns(path: Path, names: Sequence[str], form: TableForm) -> set[st
     return found
 
 
+def even_delimiters(path: Path) -> list[str]:
+    """
+    Delimiters by which all first lines have as many cells, more than one; the most cells first.
+
+    Raises:
+        DataError: The file is no text in UTF-8, or not there.
+    """
+    head, widths = _head(path), dict[str, int]()
+    for name, mark in DELIMITERS.items():
+        found = {len(row) for row in _rows(head, mark)[1]}
+        if len(found) == 1 and (width := found.pop()) > 1:
+            widths[name] = width
+    return sorted(widths, key=lambda name: -widths[name])
+
+
+def check_joined(path: Path, form: TableForm, columns: Sequence[Column]) -> None:
+    """
+    Raise DataError for the name of a column that is several by another delimiter than the form's.
+
+    It would join cells of columns: of one that is hidden, or in numbers whose decimal sign is the delimiter.
+    """
+    for name in even_delimiters(path):
+        for column in columns:
+            if name != form.delimiter and DELIMITERS[name] in column.name:
+                raise refusal(
+                    path,
+                    f"column {column.name}: its name is several columns by the delimiter {name}; correct task.delimiter, "
+                    "or rename it in the table",
+                )
+
+
 def row_count(path: Path, form: TableForm) -> int:
     """Rows of a text file below its header, whatever is wrong with them; empty lines are none."""
     # A cell may be as long as the file.

@@ -79,12 +79,15 @@ def header_of(
 
     Raises:
         ConfigError, DataError: As ``read``, but for a cell.
+        DataError: The name of a column is several by another delimiter.
     """
     is_visible = is_visible or bool
     if _is_text(path):
         found = dialect_of(path, form, columns, is_visible)
         delimiter = next(name for name, mark in DELIMITERS.items() if mark == found.delimiter)
-        return found.header, replace(form, delimiter=delimiter, decimal=found.decimal)
+        form = replace(form, delimiter=delimiter, decimal=found.decimal)
+        dialect.check_joined(path, form, columns)
+        return found.header, form
     with _refusing(path):
         header = tuple(_schema(path, BINARY[path.suffix.lower()]).names)
     check_header(path, header, columns, is_visible)
@@ -133,6 +136,11 @@ def row_count(path: Path, form: TableForm) -> int:
 def boolean_columns(path: Path, names: Sequence[str], form: TableForm) -> set[str]:
     """Columns of a text file whose cells are words for true and false; another file has types."""
     return dialect.boolean_columns(path, names, form) if _is_text(path) else set()
+
+
+def even_delimiters(path: Path) -> list[str]:
+    """Delimiters by which a text file has as many cells in each line, more than one; the most cells first."""
+    return dialect.even_delimiters(path) if _is_text(path) else []
 
 
 def _is_text(path: Path) -> bool:

@@ -9,7 +9,7 @@ key of its column, and a row's hash is the sum of its cells'.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from blake3 import blake3
 
+from fl_queue.errors import DataError
 from fl_queue.tables import arrow, reading
 from fl_queue.tables.cell_hash import CellHash, Hashes
 from fl_queue.tables.schema import FALSE, MISSING, NOTHING, TRUE, Column, TableForm
@@ -53,6 +54,16 @@ class Texts:
         """Text -> its rows."""
         rows = np.bincount(self.codes[self.codes != MISSING], minlength=len(self.names))
         return dict(zip(self.names, rows.tolist(), strict=True))
+
+    @property
+    def numbers(self) -> npt.NDArray[np.float64]:
+        """(rows,) the number of each text; where one is none, all are their places in ``names``."""
+        try:
+            values = [float(name.replace(",", ".")) for name in self.names]
+        except ValueError:
+            values = [float(place) for place in range(len(self.names))]
+        # The code of a missing cell is -1, the last one.
+        return np.array([*values, np.nan])[self.codes]
 
     @property
     def is_missing(self) -> npt.NDArray[np.bool_]:
@@ -94,19 +105,29 @@ def hashes(path: Path, form: TableForm, key: bytes) -> Hashes:
     Raises:
         ConfigError, DataError: As ``reading.read``.
     """
-    header, form = reading.header_of(path, (), form)
+    # Not by the config's delimiter, or by that of the columns that it asks for: a row has one hash.
+    for delimiter in reading.even_delimiters(path):
+        try:
+            return _hashes(path, replace(form, delimiter=delimiter), key)
+        except DataError:
+            continue
+    return _hashes(path, form, key)
+
+
+def _hashes(path: Path, form: TableForm, key: bytes) -> Hashes:
+    header, form = reading.header_of(path, (), replace(form, decimal="."))
     table = reading.table_of_texts(path, None, form)
-    return of_columns(zip(header, table.columns, strict=True), key, form.decimal or ".")
+    return of_columns(zip(header, table.columns, strict=True), key)
 
 
-def of_columns(columns: Iterable[tuple[str, Any]], key: bytes, decimal: str = ".") -> Hashes:
+def of_columns(columns: Iterable[tuple[str, Any]], key: bytes) -> Hashes:
     """Hashes of the rows of Arrow columns. Args: ``columns``: each with its name; two may have the same."""
     total: Hashes | None = None
     times: dict[str, int] = {}
     for name, values in columns:
         times[name] = times.get(name, 0) + 1
         own = blake3(f"{times[name]}\0{name}".encode(), key=key).digest(16)
-        hashed = CellHash(np.frombuffer(own, "<u8").astype(np.uint64), _SAME, decimal)
+        hashed = CellHash(np.frombuffer(own, "<u8").astype(np.uint64), _SAME)
         parts = [hashed.of(*_buffers(chunk)) for chunk in _as_texts(values).chunks]
         found = np.concatenate(parts) if parts else np.zeros(0, np.uint64)
         total = found if total is None else total + found

@@ -102,3 +102,11 @@ def test_a_rule_that_came_later_changes_no_digest_unless_it_is_set(
 def test_the_digests_of_the_first_rules(rules: dict[str, object], digest: str) -> None:
     """Golden: those of the release in which policies came."""
     assert policy.SitePolicy.of_mapping(rules).digest == digest
+
+
+@pytest.mark.parametrize("mark", [",", ";", "\t", "|"])
+def test_a_name_of_several_columns_is_visible_if_each_is(mark: str) -> None:
+    """As the header's cells are by another delimiter; a name that is listed is that column."""
+    rules = policy.SitePolicy.of_mapping({"columns": ["lab_*", f"a{mark}b"], "never": ["*_id"]})
+    names = [f"lab_a{mark}hiv", f'lab_a{mark} "lab_b"', f"lab_a{mark}lab_id", f"a{mark}b"]
+    assert list(filter(rules.is_visible, names)) == [names[1], names[3]]

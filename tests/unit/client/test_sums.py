@@ -13,7 +13,7 @@ from fl_queue.client import sums
 from fl_queue.client.ledger import Ledger
 from fl_queue.client.site import WorkerSettings
 from fl_queue.config.run_config import RunConfig
-from fl_queue.errors import ConfigError, PolicyRefusal
+from fl_queue.errors import ConfigError, DataError, PolicyRefusal
 from fl_queue.protocol.trainer_messages import Call, Request
 
 #: Two wards of a hospital, and a second hospital; one ward has three patients more than the other hospital's list.
@@ -141,6 +141,64 @@ def test_a_copy_of_a_table_is_the_same_table(site: WorkerSettings) -> None:
     later = config(file="copy.csv", numbers=["age"], levels={"ward": ["a"]}, groups=["age by ward"])
     with pytest.raises(PolicyRefusal, match="age by ward, and what was asked before"):
         answer(site, later, "s")
+
+
+def _write(site: WorkerSettings, header: str, rows: list[str]) -> None:
+    (Path(site.data_dir) / "table.csv").write_text("\n".join([header, *rows]) + "\n")
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ({"numbers": ["age"]}, {"numbers": ["age", "bmi"]}),
+        ({"numbers": ["age"], "decimal": "."}, {"numbers": ["age"], "decimal": ","}),
+    ],
+)
+def test_a_row_is_the_same_with_another_decimal_sign(
+    site: WorkerSettings, first: dict[str, Any], second: dict[str, Any]
+) -> None:
+    """Whether the config sets it, or asks for another column, whose cells have commas."""
+    rows = [f"{20 + row % 50};{row % 7},{row % 10}" for row in range(100)]
+    _write(site, "age;bmi", rows)
+    answer(site, config(**first))
+    _write(site, "age;bmi", [*rows, "99;3,3"])
+    with pytest.raises(PolicyRefusal, match="its table differs from the one of an earlier"):
+        answer(site, config(**second), "s")
+
+
+@pytest.mark.parametrize("rules", ["", 'never = ["hiv"]\n'])
+@pytest.mark.parametrize(
+    "asked", [{"levels": {"hiv,age": ["1,30"]}}, {"numbers": ["hiv,age"], "decimal": ","}]
+)
+def test_another_delimiter_joins_no_columns(
+    site: WorkerSettings, rules: str, asked: dict[str, Any]
+) -> None:
+    """Two columns as one: a hidden one would be read, and one of them be a decimal part."""
+    Path(site.policy).write_text(f"min_rows = 50\nmin_cell = 10\n{rules}")
+    _write(site, "hiv,age", [f"{row % 2},{20 + row % 50}" for row in range(100)])
+    why = "has no column hiv,age" if rules else "column hiv,age: its name is several columns"
+    with pytest.raises(DataError) as caught:
+        answer(site, config(delimiter=";", **asked))
+    assert caught.value.public.startswith(f"table.csv: {why}")
+
+
+@pytest.mark.parametrize(
+    ("rare", "is_refused"), [(["99"], True), (["7"] * 30 + ["9"], True), (["7"] * 30, False)]
+)
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_sum_and_the_counts_of_its_values_are_compared(
+    site: WorkerSettings, rare: list[str], is_refused: bool, order: int
+) -> None:
+    """Of the sum all but a few rows follow from the counts; in either order, as numbers or as levels first."""
+    _write(site, "stage", [f"{row % 4}" for row in range(100)] + rare)
+    listed = config(levels={"stage": ["0", "1", "2", "3"]})
+    first, second = (config(numbers=["stage"]), listed)[::order]
+    answer(site, first)
+    if not is_refused:
+        answer(site, second, "s")
+        return
+    with pytest.raises(PolicyRefusal, match="the sum of stage and its levels"):
+        answer(site, second, "s")
 
 
 def test_rows_without_a_gap_are_compared(site: WorkerSettings) -> None:

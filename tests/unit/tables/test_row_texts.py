@@ -39,9 +39,9 @@ def _hashes(path: Path, column: str, key: bytes = KEY) -> list[int]:
     return [int(one) for one in tables.hashes(path, form, key)]
 
 
-def _column(*texts: str | None, decimal: str = ".") -> list[int]:
+def _column(*texts: str | None) -> list[int]:
     column = pa.chunked_array([pa.array(texts, pa.string())])
-    return [int(one) for one in row_texts.of_columns([("x", column)], KEY, decimal)]
+    return [int(one) for one in row_texts.of_columns([("x", column)], KEY)]
 
 
 WRITERS: dict[str, Callable[[pa.Table, Path], object]] = {
