@@ -31,6 +31,12 @@ from fl_queue.reporting import event_lines
     help="Train with at most this many examples. Default: all.",
 )
 @click.option(
+    "--compile",
+    "compiled",
+    is_flag=True,
+    help="Train with torch.compile, as `worker client --compile`.",
+)
+@click.option(
     "--show-update",
     is_flag=True,
     help="Show everything that a site would send: each field of the header, each tensor.",
@@ -48,6 +54,7 @@ def try_task(
     max_examples: int,
     show_update: bool,
     twice: bool,
+    compiled: bool,
     overrides: tuple[str, ...],
     as_json: bool,
     **machine: Any,
@@ -76,6 +83,7 @@ def try_task(
         on_epoch=show_epoch,
         max_examples=max_examples,
         show=show_update,
+        compiled=compiled,
         **machine,
     )
     if as_json:
@@ -99,6 +107,9 @@ def _described(done: Mapping[str, Any]) -> dict[str, str]:
     frozen = " ({frozen:,} of them frozen)" if done["frozen"] else ""
     size = "{parameters:,} numbers" + frozen + ", {model_bytes:,} bytes"
     largest = "{update_bytes:,} bytes; largest value {largest:.3g}, limit {limit:g}"
+    time = "{data_s:.1f} s to begin, {train_s:.1f} s of training"
+    if done["compile_s"]:
+        time += ", {compile_s:.1f} s of all this compiling"
     if done["unused"]:
         found = ", ".join(f"{count} {kind}" for kind, count in sorted(done["unused"].items()))
         data += f"; not read: {found.replace('{', '{{').replace('}', '}}')}"
@@ -106,7 +117,7 @@ def _described(done: Mapping[str, Any]) -> dict[str, str]:
         "data": data.format(**done),
         "model": size.format(**done),
         "update": largest.format(**done),
-        "time": "{data_s:.1f} s to begin, {train_s:.1f} s of training".format(**done),
+        "time": time.format(**done),
         "memory": "{peak_bytes:,} bytes at most, torch included".format(**done),
         "before": event_lines.describe_metrics(done["base"]),
         "after": event_lines.describe_metrics(done["trained"]),

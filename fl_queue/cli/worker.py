@@ -282,6 +282,13 @@ def _loader_option(command: Command) -> Command:
     )(command)
 
 
+_compile_option = click.option(
+    "--compile",
+    "compiled",
+    is_flag=True,
+    help="Train with torch.compile, for tasks whose batches have one shape. It needs a C++ compiler, takes a minute "
+    "and more before the first round, and pays for large models on GPUs; `fl-queue try-task --compile` measures it.",
+)
 _credentials_option = file_option(
     "--credentials", "file", help="File of `fl-queue enroll`, with the URLs and secrets of Redis."
 )
@@ -297,6 +304,7 @@ _credentials_option = file_option(
 @_credentials_option
 @training_options
 @_loader_option
+@_compile_option
 @trainer_options
 @site_rules
 @connection_options
@@ -306,6 +314,7 @@ def worker_client(
     file: Path | None,
     training: TrainingOptions,
     loader_workers: int,
+    compiled: bool,
     processes: TrainerOptions,
     rules: SiteRules,
 ) -> None:
@@ -316,8 +325,11 @@ def worker_client(
     `fl-queue pause` stops the training for a while.
     """
     client = _checked_client(_enrolled_as(file, client))
-    settings = replace(_settings(deployment, file), client=client, loader_workers=loader_workers)
+    settings = replace(_settings(deployment, file), client=client)
+    settings = replace(settings, loader_workers=loader_workers, compiled=compiled)
     settings = rules.apply(processes.apply(training.apply(settings)))
+    if settings.compiled and settings.devices:
+        raise ConfigError("--compile", "is for one device; leave it or --devices out")
     _warn_of_idle_hardware(f"client {client}", settings)
     _become_worker("client", settings)
 

@@ -38,6 +38,7 @@ from fl_queue.tasks.base import ClientData, OnEpoch, Task
 from fl_queue.tasks.building import built
 from fl_queue.tasks.context import ClientContext
 from fl_queue.tasks.logged_metrics import TrainingLog
+from fl_queue.training import compiled
 from fl_queue.training.base_part import Fetch, Untouched
 from fl_queue.training.kept_optimizer import KeptOptimizer
 from fl_queue.training.local_rule import LocalRule
@@ -263,11 +264,15 @@ class ClientTrainer:
         Raises:
             ModelMismatch: The task builds another model than the run's.
             DataError: No training data, or unreadable data.
-            ConfigError: The data cannot be split as configured, or the strategy cannot correct this training.
+            ConfigError: The data cannot be split as configured, the strategy cannot correct this training, or torch
+                cannot compile the model.
         """
         logged, strategy = self.context.logged or TrainingLog(), self.plan.strategy
         context = replace(self.context, logged=None)
-        with context.compute.reproducible(phases.data_seed(context)):
+        with (
+            context.compute.reproducible(phases.data_seed(context)),
+            compiled.naming(context.compiled),
+        ):
             data = data or calls.training_data(self.task, context)
             model = self._built_for("train")
             untouched = Untouched(state_of(model), self.manifest.base)
@@ -308,7 +313,10 @@ class ClientTrainer:
             DataError: Unreadable data.
         """
         context = self.context
-        with context.compute.reproducible(phases.data_seed(context)):
+        with (
+            context.compute.reproducible(phases.data_seed(context)),
+            compiled.naming(context.compiled),
+        ):
             data = data or calls.given_data(self.task, context)
             model = self._built_for("evaluate")
             own = self._personalization(data, context)
@@ -335,6 +343,8 @@ class ClientTrainer:
         )
         check_private(model, self.manifest, self.task.config.model.private)
         check_frozen(model, self.manifest)
+        if self.context.compiled:
+            compiled.prepare(model)
         return model
 
     def _rule(self, known: ClientTrainingState, model: nn.Module) -> LocalRule:

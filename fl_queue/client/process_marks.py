@@ -19,10 +19,19 @@ from typing import Any
 import numpy as np
 import torch
 
-#: Set by the first job on a CUDA device, and by torch with the first step of one of its optimizers, or the import of peft.
-_OURS = ("CUBLAS_WORKSPACE_CONFIG", "TORCHINDUCTOR_CACHE_DIR")
+#: Set by the first job on a CUDA device, and by torch with the first step of one of its optimizers, the import of peft,
+#: or the first compiled model.
+_OURS = (
+    "CUBLAS_WORKSPACE_CONFIG",
+    "TORCHINDUCTOR_CACHE_DIR",
+    "_TORCHINDUCTOR_PYOBJECT_TENSOR_DATA_PTR",
+)
+#: What setuptools, which torch.compile imports, adds to ``sys.path``.
+_VENDORED = str(Path("setuptools", "_vendor"))
 #: Module of the handler by which torch notices that a process which reads samples has ended.
 _LOADERS = "torch.utils.data._utils.signal_handling"
+#: Thread of tqdm.
+_PROGRESS = "tqdm_monitor"
 _STATUS = Path("/proc/self/status")
 _UMASK = re.compile(rb"^Umask:\s*(\d+)", re.MULTILINE)
 _TIMERS = (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF)
@@ -41,6 +50,11 @@ def _handler(number: int) -> Any:
     # Set by the first DataLoader of a process that has workers; it looks after those alone, and stays.
     of_loaders = getattr(found, "__module__", None) == _LOADERS
     return signal.SIG_DFL if of_loaders and number == signal.SIGCHLD else found
+
+
+def _threads() -> tuple[str, ...]:
+    # torch.compile shows its progress through tqdm, whose thread stays.
+    return tuple(sorted(one.name for one in threading.enumerate() if one.name != _PROGRESS))
 
 
 def _matmul() -> tuple[Any, ...]:
@@ -67,11 +81,11 @@ SETTINGS: Mapping[str, Callable[[], Any]] = MappingProxyType(
     {
         "the working folder": lambda: str(Path.cwd()),
         "the environment": lambda: {k: v for k, v in list(os.environ.items()) if k not in _OURS},
-        "sys.path": lambda: tuple(sys.path),
+        "sys.path": lambda: tuple(one for one in sys.path if not one.endswith(_VENDORED)),
         "torch's default dtype": torch.get_default_dtype,
         "torch's gradient mode": torch.is_grad_enabled,
         "numpy's error state": lambda: tuple(sorted(np.geterr().items())),
-        "the threads": lambda: tuple(sorted(thread.name for thread in threading.enumerate())),
+        "the threads": _threads,
         # A changed one of these ends the process, if it is a process of its own.
         "torch's precision of products": _matmul,
         "torch's use of cuDNN": _cudnn,
@@ -110,7 +124,7 @@ def set_back(before: Mapping[str, Any]) -> None:
         del os.environ[name]
     os.environ.update(before["the environment"])
     os.chdir(before["the working folder"])
-    sys.path[:] = before["sys.path"]
+    sys.path[:] = [*before["sys.path"], *(one for one in sys.path if one.endswith(_VENDORED))]
     torch.set_default_dtype(before["torch's default dtype"])
     torch.set_grad_enabled(before["torch's gradient mode"])
     np.seterr(**dict(before["numpy's error state"]))

@@ -52,6 +52,7 @@ from fl_queue.tasks.logged_metrics import TrainingLog
 from fl_queue.tasks.site_facts import facts_of
 from fl_queue.tasks.task_code import CodeChanged
 from fl_queue.training import data_loading, stopping
+from fl_queue.training.compiled import COMPILED
 from fl_queue.training.determinism import Compute
 from fl_queue.training.optimizers import implementation
 from fl_queue.training.ranks import Ranks
@@ -372,6 +373,8 @@ class Resident:
         found = context.compute.environment(code_digest(task)) | {TRAINER_JOB: self._jobs}
         if context.ranks is not None:
             found |= context.ranks.environment()
+        if context.compiled:
+            found[COMPILED] = 1
         return found | ({"client_state": note} if note else {})
 
     # Files

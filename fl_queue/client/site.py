@@ -57,6 +57,7 @@ class WorkerSettings:
         operator_key: File of the operator's key, on the operator's side; empty: where it is by default.
         trainers: Training processes that are kept, one for each run.
         trainer_jobs: Jobs that one of them does; 0: any number.
+        compiled: Whether the passes of its models are compiled.
         policy: File of the rules for its tables (``client/policy.py``); empty: the rules without a file.
         trainer_bytes: Memory that they may keep together, bytes; 0: see ``most_trainer_bytes``.
     """
@@ -87,6 +88,7 @@ class WorkerSettings:
     trainer_bytes: int = 0
     devices: tuple[str, ...] = ()
     policy: str = ""
+    compiled: bool = False
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str] = os.environ) -> WorkerSettings:
@@ -120,6 +122,7 @@ class WorkerSettings:
             trainer_bytes=int(environ.get("FLQ_SITE_TRAINER_BYTES", "0")),
             devices=_listed(environ, "FLQ_SITE_DEVICES"),
             policy=environ.get("FLQ_SITE_POLICY", ""),
+            compiled=environ.get("FLQ_SITE_COMPILE", "") == "1",
         )
 
     def to_environ(self) -> dict[str, str]:
@@ -150,6 +153,7 @@ class WorkerSettings:
             "FLQ_SITE_TRAINER_BYTES": str(self.trainer_bytes),
             "FLQ_SITE_DEVICES": ",".join(self.devices),
             "FLQ_SITE_POLICY": self.policy,
+            "FLQ_SITE_COMPILE": "1" if self.compiled else "",
             # Not named: what the environment names stays.
             **({operator_key.VARIABLE: self.operator_key} if self.operator_key else {}),
         }

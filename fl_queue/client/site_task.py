@@ -46,6 +46,7 @@ def context_of(
         "threads": site.threads,
         "loader_workers": site.loader_workers,
         "ranks": ranks,
+        "compiled": site.compiled,
     }
     # Test data are the evaluator's own, and no client's.
     if request.call != Call.score:

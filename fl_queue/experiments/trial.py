@@ -38,6 +38,7 @@ from fl_queue.tasks.base import ClientData, Task, code_digest
 from fl_queue.tasks.context import ClientContext
 from fl_queue.tasks.loading import load_task
 from fl_queue.tasks.site_facts import facts_of
+from fl_queue.training import compiled as compiling
 
 CLIENT = "site-1"
 RUN = "try-task"
@@ -61,6 +62,7 @@ class Trial:
         logged: Means that the training logged or reported, other than the loss.
         data_s: Seconds of loading the task, the model and the data, until the training began.
         train_s: Seconds of the training itself.
+        compile_s: Seconds in which ``torch.compile`` was at work, of all the above; 0 without it.
         peak_bytes: Peak memory of this process, torch included.
         largest: Largest magnitude in the update's parameters.
         limit: What ``aggregation.limit`` allows.
@@ -87,6 +89,7 @@ class Trial:
     limit: float
     problem: str
     leaves: Mapping[str, Any]
+    compile_s: float = 0.0
 
 
 def run_trial(
@@ -97,6 +100,7 @@ def run_trial(
     on_epoch: Callable[[int, int, Mapping[str, float]], None] = lambda number, count, found: None,
     max_examples: int = 0,
     show: bool = False,
+    compiled: bool = False,
 ) -> Trial:
     """
     Train round 1 as the first client would. It is public as ``fl_queue.try_task``.
@@ -108,6 +112,7 @@ def run_trial(
         on_epoch: Called after each epoch with its number, the number of epochs, validation metrics.
         max_examples: As for ``fl-queue worker client``.
         show: Whether to list everything that a site would send.
+        compiled: Whether to train with ``torch.compile``, as ``worker client --compile`` does.
 
     Raises:
         ConfigError, DataError, ModelMismatch: As a client would answer; or no run accepts such a model.
@@ -115,7 +120,8 @@ def run_trial(
     name = config.run.task
     data_dir = data_dir or config.data.dir
     task = load_task(name, config, config.allowed_code(), data_dir)
-    context = replace(_context(config, data_dir, device, threads), max_examples=max_examples)
+    context = _context(config, data_dir, device, threads)
+    context = replace(context, max_examples=max_examples, compiled=compiled)
     started = time.monotonic()
     data, made, base = _prepare(config, task, context)
     last: dict[str, float] = {}
@@ -138,7 +144,8 @@ def run_trial(
         unused=dict(data.unused),
     )
     leaves, refusal = _sent(config, task, context, done, show)
-    return _trial(config, context, done, measured, leaves, refusal)
+    made_trial = _trial(config, context, done, measured, leaves, refusal)
+    return replace(made_trial, compile_s=compiling.seconds() if compiled else 0.0)
 
 
 def check_twice(

@@ -29,6 +29,7 @@ class Place(TypedDict, total=False):
     min_batch: int
     loader_workers: int
     ranks: Ranks | None
+    compiled: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +61,7 @@ class ClientContext:
         loader_workers: Processes that read samples beside the training; hand it to ``sgd.local_sgd``.
         ranks: The processes that train together, with ``--devices``; ``sgd.local_sgd`` and ``evaluate`` get it by
             their options. None: this one alone.
+        compiled: Whether the model's passes are compiled, as the site asks for with ``--compile``.
         logged: Numbers that ``log`` has noted; None outside a round's training: they are dropped.
     """
 
@@ -84,6 +86,7 @@ class ClientContext:
     logged: TrainingLog | None = None
     loader_workers: int = 0
     ranks: Ranks | None = None
+    compiled: bool = False
 
     def seed_for(self, purpose: str) -> int:
         """Seed of what is random about this client's job in this round, for one purpose."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
+from pathlib import Path
 
 from fl_queue.protocol import operator_key
 
@@ -32,6 +33,7 @@ _KEPT = frozenset(
         "FLQ_SITE_MIN_BATCH",
         "FLQ_SITE_POLICY",
         "FLQ_SITE_APPROVE",
+        "FLQ_SITE_COMPILE",
         "FLQ_SITE_WORKER",
         "FLQ_SITE_SUPERVISOR",
         "FLQ_TEST_SESSION",
@@ -66,7 +68,24 @@ def of_trainers(environ: Mapping[str, str], threads: int) -> dict[str, str]:
         "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
         "TORCHINDUCTOR_DETERMINISTIC": "1",
     }
-    return {**per_library, **decides_bits, **kept, WORKER_PID: str(os.getpid())}
+    return {
+        **per_library,
+        **decides_bits,
+        **_of_compiling(environ),
+        **kept,
+        WORKER_PID: str(os.getpid()),
+    }
+
+
+def _of_compiling(environ: Mapping[str, str]) -> dict[str, str]:
+    """Where ``--compile`` keeps its code, for trainers to come too; one thread, as others would be the job's change."""
+    if environ.get("FLQ_SITE_COMPILE", "") != "1":
+        return {}
+    folder = Path(environ.get("FLQ_SITE_STATE_DIR", "")) / "compiled"
+    return {
+        "TORCHINDUCTOR_CACHE_DIR": str(folder.absolute()),
+        "TORCHINDUCTOR_COMPILE_THREADS": "1",
+    }
 
 
 def _may_stay(name: str, value: str) -> bool:
