@@ -192,7 +192,7 @@ ANALYSES: dict[str, AnalysisEntry] = {
     "trees": AnalysisEntry(
         Trees,
         "boosted trees of the sites' tables, as XGBoost grows them on all tables together; a site must allow them",
-        {**_TABLE, **tree_options.OPTIONS},
+        {**_TABLE, **FIT, **tree_options.OPTIONS},
         tree_plan.check,
     ),
 }
