@@ -15,6 +15,9 @@ from fl_queue.errors import ConfigError
 from fl_queue.training import compiled
 from tests.support.kept_rounds import check_same_bits, config_of, own_module
 
+SETTINGS = ("task.label=label", "task.features=age,weight", "task.classes=0,1")
+SET = [word for setting in SETTINGS for word in ("--set", setting)]
+
 pytestmark = pytest.mark.usefixtures(own_module.__name__)
 
 
@@ -70,7 +73,7 @@ def one_step_more(model: nn.Module) -> None:
 @pytest.mark.slow  # A process of its own, which has asked for no compiler yet.
 def test_a_machine_without_a_compiler_is_named(tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "fl_queue", "try-task", "csv", "--set", "task.label=label", "--compile", "--data", str(table(tmp_path))],
+        [sys.executable, "-m", "fl_queue", "try-task", "csv", "--compile", "--data", str(table(tmp_path)), *SET],
         env={**os.environ, "CXX": "/nonexistent/c++"}, text=True, capture_output=True, timeout=300, check=False,
     )  # fmt: skip
 
