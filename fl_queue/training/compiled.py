@@ -1,7 +1,7 @@
 """
 Models whose forward and backward passes ``torch.compile`` turns into code, where a site asks for it (``--compile``).
 
-Compiled passes round otherwise than torch's own, so receipts say that a client used them; the same machine and the
+Compiled passes round otherwise than torch's own, so receipts name a client that used them; the same machine and the
 same code give the same bits again. Imports torch. No Redis here.
 """
 
