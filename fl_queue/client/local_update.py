@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -264,15 +265,11 @@ class ClientTrainer:
         Raises:
             ModelMismatch: The task builds another model than the run's.
             DataError: No training data, or unreadable data.
-            ConfigError: The data cannot be split as configured, the strategy cannot correct this training, or torch
-                cannot compile the model.
+            ConfigError: The data cannot be split as configured, or the strategy cannot correct this training.
         """
         logged, strategy = self.context.logged or TrainingLog(), self.plan.strategy
         context = replace(self.context, logged=None)
-        with (
-            context.compute.reproducible(phases.data_seed(context)),
-            compiled.naming(context.compiled),
-        ):
+        with _reproducible(context):
             data = data or calls.training_data(self.task, context)
             model = self._built_for("train")
             untouched = Untouched(state_of(model), self.manifest.base)
@@ -313,10 +310,7 @@ class ClientTrainer:
             DataError: Unreadable data.
         """
         context = self.context
-        with (
-            context.compute.reproducible(phases.data_seed(context)),
-            compiled.naming(context.compiled),
-        ):
+        with _reproducible(context):
             data = data or calls.given_data(self.task, context)
             model = self._built_for("evaluate")
             own = self._personalization(data, context)
@@ -422,6 +416,16 @@ def _personalize(own: Personalization, context: ClientContext) -> tuple[Sums, Ar
         sums = own.validate_personal(personal)
         arrays = own.train_personal(personal)
         return {**sums, **own.finetune()}, arrays
+
+
+@contextmanager
+def _reproducible(context: ClientContext) -> Iterator[None]:
+    """A job whose bits follow from its seeds. Raises ConfigError: torch cannot compile the model."""
+    with (
+        context.compute.reproducible(phases.data_seed(context)),
+        compiled.naming(context.compiled),
+    ):
+        yield
 
 
 def _loss(task: Task, model: nn.Module, data: ClientData, context: ClientContext) -> float:

@@ -117,9 +117,8 @@ def run_trial(
     Raises:
         ConfigError, DataError, ModelMismatch: As a client would answer; or no run accepts such a model.
     """
-    name = config.run.task
     data_dir = data_dir or config.data.dir
-    task = load_task(name, config, config.allowed_code(), data_dir)
+    task = load_task(config.run.task, config, config.allowed_code(), data_dir)
     context = _context(config, data_dir, device, threads)
     context = replace(context, max_examples=max_examples, compiled=compiled)
     started = time.monotonic()
@@ -131,8 +130,7 @@ def run_trial(
         last.update(found)
         on_epoch(number, count, found)
 
-    strategy = get_strategy(config.aggregation.strategy, config.strategy)
-    plan = local_update.ClientStrategy(strategy)
+    plan = local_update.ClientStrategy(get_strategy(config.aggregation.strategy, config.strategy))
     # Without a file, a build with another base part each time is to be an error, as at a site.
     fetch = made.base_body if config.model.initial else None
     trainer = local_update.ClientTrainer(task, made.manifest, base, context, plan, fetch)
@@ -144,8 +142,7 @@ def run_trial(
         unused=dict(data.unused),
     )
     leaves, refusal = _sent(config, task, context, done, show)
-    made_trial = _trial(config, context, done, measured, leaves, refusal)
-    return replace(made_trial, compile_s=compiling.seconds() if compiled else 0.0)
+    return _trial(config, context, done, measured, leaves, refusal)
 
 
 def check_twice(
@@ -244,6 +241,7 @@ def _trial(
         limit=limit,
         problem=_problem(largest, limit, refusal) or _not_reported(config, done),
         leaves=leaves,
+        compile_s=compiling.seconds() if context.compiled else 0.0,
     )
 
 
