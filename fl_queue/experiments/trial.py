@@ -119,8 +119,8 @@ def run_trial(
     """
     data_dir = data_dir or config.data.dir
     task = load_task(config.run.task, config, config.allowed_code(), data_dir)
-    context = _context(config, data_dir, device, threads)
-    context = replace(context, max_examples=max_examples, compiled=compiled)
+    place = _context(config, data_dir, device, threads)
+    context = replace(place, max_examples=max_examples, compiled=compiled)
     started = time.monotonic()
     data, made, base = _prepare(config, task, context)
     last: dict[str, float] = {}
@@ -135,14 +135,10 @@ def run_trial(
     fetch = made.base_body if config.model.initial else None
     trainer = local_update.ClientTrainer(task, made.manifest, base, context, plan, fetch)
     done = trainer.train(report, data=data)
-    measured = _Measured(
-        seconds=time.monotonic() - started,
-        peak_bytes=1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
-        trained=last,
-        unused=dict(data.unused),
-    )
-    leaves, refusal = _sent(config, task, context, done, show)
-    return _trial(config, context, done, measured, leaves, refusal)
+    peak_bytes = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    measured = _Measured(time.monotonic() - started, peak_bytes, last, dict(data.unused))
+    sent = _sent(config, task, context, done, show)
+    return _trial(config, context, done, measured, *sent)
 
 
 def check_twice(
