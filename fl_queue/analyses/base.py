@@ -97,10 +97,12 @@ class Limits:
     dominance: float = 0.0
     max_names: int = 1000
 
-    def check_rows(self, rows: int) -> None:
+    def check_rows(
+        self, rows: int, problem: str = "the table has fewer rows than its min_rows"
+    ) -> None:
         """Raise PolicyRefusal unless a table has rows enough. Their number is shown, so it is no small count either."""
         if rows < max(self.min_rows, self.min_cell):
-            raise PolicyRefusal("the table has fewer rows than its min_rows")
+            raise PolicyRefusal(problem)
 
     def check_weights(self, total: float, squares: float) -> None:
         """

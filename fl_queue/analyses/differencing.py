@@ -22,15 +22,17 @@ class Grouping:
     One way in which rows are grouped for a question.
 
     Args:
-        number: Column whose sums are shown; empty: the rows are counted.
+        number: Column whose sums are shown, of numbers or a category's levels; empty: the rows are counted.
         category: Column that groups them; empty: by whether one of the columns in ``levels`` has a gap.
         levels: Its levels, as the config lists them. Columns with ``ALL`` as the first of them: sums over the rows
             without a gap are shown however few other rows there are; none: those over all rows of ``number``.
+        listed: Of those columns, categories with levels: a row with another text is as one with a gap.
     """
 
     number: str
     category: str
     levels: tuple[str, ...]
+    listed: tuple[tuple[str, tuple[str, ...]], ...] = ()
 
     @property
     def columns(self) -> tuple[str, ...]:

@@ -196,7 +196,7 @@ class Glm(Family):
         if not np.all(np.isfinite(eta)):
             return none(place)
         most = grid.largest_term(rows, shift)
-        with np.errstate(over="ignore", invalid="ignore"):
+        with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
             likelihood, residual, weight = (
                 part * design.weights for part in self.terms(eta, design.target)
             )

@@ -88,9 +88,9 @@ class Regression(Analysis):
         return (f"{self.family.name} regression of {target}{strata and f' by {strata}'}",)
 
     def groupings(self) -> Sequence[Grouping]:
-        """Of each number, the rows without a gap in any column."""
-        names = (ALL, *self.design.names)
-        return tuple(Grouping(name, "", names) for name in self.columns.numbers)
+        """Of each column, the rows without a gap, and with a level that is listed, in all columns."""
+        names, listed = (ALL, *self.design.names), tuple(self.columns.categories.items())
+        return tuple(Grouping(name, "", names, listed) for name in self.columns.names)
 
     # The words
 

@@ -96,16 +96,22 @@ def words(design: Design, family: Family, table: SiteRows, limits: Limits) -> di
     """
     is_whole = design.is_whole(table)
     rows = int(is_whole.sum())
-    limits.check_rows(rows)
+    limits.check_rows(rows, "the rows without a gap are fewer than its min_rows")
     target = design.target_of(table, is_whole)
     family.check(design.target, target)
     if design.time and np.any(table.numbers[design.time][is_whole] < 0.0):
-        raise DataError("table", f"column {design.time}: times are 0 or more", public=True)
+        raise DataError(
+            "table", f"column {design.time}: times are 0 or more; mend the table", public=True
+        )
     offset = design.number(table, design.offset, is_whole, 0.0)
     _check_summable(design.offset, offset)
     weights = design.number(table, design.weights, is_whole, 1.0)
     if not np.all((weights > 0) & (weights < _MOST_WEIGHT)):
-        raise DataError("table", f"column {design.weights}: a weight is not above 0", public=True)
+        raise DataError(
+            "table",
+            f"column {design.weights}: a weight is not above 0; mend the table",
+            public=True,
+        )
     regression_gate.check(design, table, is_whole, limits)
     places = np.zeros(rows, np.intp)
     sums, squares = [], []

@@ -75,19 +75,19 @@ def of_products(columns: Float64s, is_whole: Mask, limits: Limits) -> bool:
     rest = (column[~is_whole & ~np.isnan(column)] for column in columns)
     if any(is_telling(part, limits) for part in (*whole, *rest)):
         return True
-    halves = [_halves(column) for column in whole]
+    cuts = [halves(column) for column in whole]
     products = np.empty(whole.shape[1])
     for i, j in combinations(range(len(whole)), 2):
         np.multiply(whole[i], whole[j], out=products)
         if _is_dominated(products, limits) or _is_nearly_constant(products, limits.min_cell):
             return True
-        for cut, other in ((halves[i], whole[j]), (halves[j], whole[i])):
+        for cut, other in ((cuts[i], whole[j]), (cuts[j], whole[i])):
             if cut is not None and by_group(other, cut, 2, limits).any():
                 return True
     return False
 
 
-def _halves(values: Float64s) -> Places | None:
+def halves(values: Float64s) -> Places | None:
     """Of each row which of two numbers it has; None: there are not two."""
     if not len(values):
         return None

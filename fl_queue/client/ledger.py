@@ -13,7 +13,7 @@ import secrets
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +55,7 @@ class Entry:
         rows: Their number.
         numbers: Numbers that were shown.
         policy: Digest of the site's policy.
-        groupings: How rows were grouped: number, category and levels of each question that does.
+        groupings: How rows were grouped: of each question that does, as of ``written``.
         curves: Times to an event that were counted: time, event, category, levels and times of each question.
         fit_step: Number of the step of a fit, from 1; 0: it is none.
         state: Digest of the earlier step's sum, from which this one was laid out; empty: it is the first.
@@ -73,7 +73,7 @@ class Entry:
     rows: int
     numbers: int
     policy: str
-    groupings: tuple[tuple[str, str, tuple[str, ...]], ...] = ()
+    groupings: tuple[tuple[Any, ...], ...] = ()
     state: str = ""
     curves: tuple[tuple[str, str, str, tuple[str, ...], tuple[float, ...]], ...] = ()
     fit_step: int = 0
@@ -81,7 +81,7 @@ class Entry:
     @property
     def grouped(self) -> list[Grouping]:
         """How rows were grouped."""
-        return [Grouping(number, name, levels) for number, name, levels in self.groupings]
+        return [Grouping(*one) for one in self.groupings]
 
     @property
     def keys(self) -> set[tuple[str, str, str, str]]:
@@ -293,13 +293,27 @@ def _entry(raw: dict[str, Any]) -> Entry:
     for name in _TEXTS:
         if type(raw[name]) is not str:
             raise TypeError(name)
-    groupings = ((number, name, tuple(levels)) for number, name, levels in raw["groupings"])
+    groupings = (written(_grouping(*one)) for one in raw["groupings"])
     listed = {name: tuple(raw[name]) for name in ("questions", "columns")}
     curves = (
         (time, event, name, tuple(levels), tuple(points))
         for time, event, name, levels, points in raw.get("curves", ())
     )
     return Entry(**{**raw, **listed, "groupings": tuple(groupings), "curves": tuple(curves)})
+
+
+def written(grouping: Grouping) -> tuple[Any, ...]:
+    """A grouping as an entry has it; without its last field where that is empty, as earlier versions wrote it."""
+    found = astuple(grouping)
+    return found if grouping.listed else found[:-1]
+
+
+def _grouping(
+    number: str, category: str, levels: list[str], listed: list[tuple[str, list[str]]] | None = None
+) -> Grouping:
+    """From an entry's JSON."""
+    known = tuple((name, tuple(each)) for name, each in listed or ())
+    return Grouping(number, category, tuple(levels), known)
 
 
 def _beyond(these: Rows, those: Rows) -> int:

@@ -174,7 +174,7 @@ def answer(
 
     Args:
         state: Before the step.
-        total: Of a fit the sum that the state was made of, and words of 0.
+        total: Of a fit the sum that the state was made of, and words of 0; None: it is the first, or none was sent.
 
     Raises:
         PolicyRefusal: They may not be shown.
@@ -185,7 +185,9 @@ def answer(
     analysis, rules = found.analysis, found.policy
     failpoints.failpoint("rows.read")
     fit, step, number = FitFolder(site.fits, request.run, request.client), None, 0
-    if analysis.is_fit and total is not None:
+    if analysis.is_fit:
+        if total is None:
+            total = np.zeros(analysis.total_size, np.int64)
         step = FitStep(analysis, request.base_version, state, total)
         number = fits.check(step, fit, found.digest, found.read.table.rows, rules)
     words = analysis.local(state, found.read.table, rules.limits)
@@ -213,7 +215,7 @@ def _entry(request: Request, found: SiteTable, state: Int64s, fit_step: int) -> 
         rows=found.read.table.rows,
         numbers=analysis.layout(state).numbers,
         policy=found.policy.digest,
-        groupings=tuple((one.number, one.category, one.levels) for one in analysis.groupings()),
+        groupings=tuple(map(ledger.written, analysis.groupings())),
         curves=tuple(map(astuple, analysis.curves())),
         state=blake3(state.astype("<i8").tobytes()).hexdigest() if state.any() else "",
         fit_step=fit_step,
@@ -241,7 +243,7 @@ def _check_values(found: SiteTable, asked: set[Grouping], earlier: set[Grouping]
     Value times count, of each level that is shown, is a part of the sum: the rest is the sum of all other rows.
     """
     every, texts = asked | earlier, found.read.texts
-    summed = {one.number for one in every} - {""}
+    summed = {one.number for one in every if one.number not in dict(one.listed)} - {""}
     for one in sorted(every, key=repr):
         name = one.category
         is_new = one in asked or any(other.number == name for other in asked)
@@ -281,7 +283,11 @@ def _curve_codes(found: SiteTable, curve: Curve) -> Int64s | None:
 def _differ_by_few(found: SiteTable, one: Grouping, other: Grouping) -> bool:
     codes = [_codes(found, grouping) for grouping in (one, other)]
     if one.number:
-        is_there = ~np.isnan(found.read.table.numbers[one.number])
+        numbers = found.read.table.numbers.get(one.number)
+        if numbers is None:
+            is_there = ~found.read.texts[one.number].is_missing
+        else:
+            is_there = ~np.isnan(numbers)
         codes = [each[is_there] for each in codes]
     return isolates_few(codes[0], codes[1], found.policy.min_cell)
 
@@ -295,6 +301,8 @@ def _codes(found: SiteTable, grouping: Grouping) -> Int64s:
     gaps = np.zeros(found.read.table.rows, np.bool_)
     for name in grouping.columns:
         gaps |= texts[name].is_missing
+    for name, levels in grouping.listed:
+        gaps |= texts[name].placed(levels) >= len(levels)
     return gaps.astype(np.int64)
 
 

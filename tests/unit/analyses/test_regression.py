@@ -397,11 +397,93 @@ def test_sums_of_few_rows(change: dict[str, Any], message: str) -> None:
         result_of(analysis, [frame.assign(**numbers)], Limits(50, 10, 15.0))
 
 
+def _levels_of_few(rows: int) -> pd.DataFrame:
+    """A table in which one row is of the third stage, and few of the wards are mixed."""
+    rng = np.random.default_rng(4)
+    place = np.arange(rows)
+    frame = pd.DataFrame({"x": rng.normal(50, 9, rows).round(1), "y": rng.normal(0, 1, rows)})
+    frame["stage"] = np.where(place == 7, "III", np.where(place % 2, "I", "II"))
+    frame["ward"] = np.where(place < 100, "a", np.where(place < 104, "c", "b"))
+    frame["side"] = np.where(place < 103, "left", "right")
+    frame["sex"], frame["arm"] = 1.0 + (place < 100), 1.0 + (place < 104)
+    frame["income"] = np.where(place == 3, 1e6, np.where(place < 100, 10.0, 9e5) + frame["x"])
+    frame["weight"] = np.where(place < 3, 2.0, 1.0)
+    return frame
+
+
+@pytest.mark.parametrize(
+    ("features", "options", "message"),
+    [
+        pytest.param(
+            ("x", "stage"),
+            {"columns": {"stage": {"levels": ("I", "II", "III"), "reference": "III"}}},
+            "column stage would show few rows",
+            id="reference",
+        ),
+        pytest.param(
+            ("ward", "side"),
+            {
+                "columns": {
+                    "ward": {"levels": ("a", "b", "c"), "reference": "b"},
+                    "side": {"levels": ("left", "right")},
+                }
+            },
+            "column ward would show few rows",
+            id="level",
+        ),
+        pytest.param(
+            ("sex", "arm"), {}, "columns sex and arm have few rows in common", id="1 and 2"
+        ),
+        pytest.param(("sex", "income"), {}, "income by sex would show few rows", id="dominance"),
+        pytest.param(("x",), {"weights": "weight"}, "column weight would show", id="weights"),
+        pytest.param(("x",), {"offset": "weight"}, "column weight would show", id="offset"),
+        pytest.param(
+            ("x",),
+            {
+                "family": "cox",
+                "target": "income,arm",
+                "strata": "stage",
+                "columns": {"stage": {"levels": ("I", "II", "III")}},
+            },
+            "column stage would show few rows",
+            id="strata",
+        ),
+    ],
+)
+def test_levels_of_few_rows(features: Any, options: dict[str, Any], message: str) -> None:
+    """
+    The level without a coefficient has what the others leave of the whole.
+
+    Two values may be any; and weights, offset and strata show rows as features do.
+    """
+    frame = _levels_of_few(300)
+    frame["arm"] -= float(options.get("family") == "cox")
+    analysis = analysis_of(features, **options)
+    with pytest.raises(PolicyRefusal, match=message):
+        result_of(analysis, [frame], Limits(50, 10, 15.0))
+
+
+def test_references_with_few_rows_in_common() -> None:
+    """The cross-table of two categories has a line for the level without a coefficient, too."""
+    rows = 300
+    place = np.arange(rows)
+    frame = pd.DataFrame({"y": np.random.default_rng(1).normal(0, 1, rows)})
+    frame["ward"] = np.array(["a", "b", "c"])[place % 3]
+    frame["stage"] = np.array(["I", "II", "III"])[(place // 3) % 3]
+    both = (frame["ward"] == "a") & (frame["stage"] == "I")
+    frame = frame[~both | (both.cumsum() <= 4)]
+    columns = {"ward": {"levels": ("a", "b", "c")}, "stage": {"levels": ("I", "II", "III")}}
+    analysis = analysis_of(("ward", "stage"), columns=columns)
+    with pytest.raises(PolicyRefusal, match="columns ward and stage have few rows in common"):
+        result_of(analysis, [frame], Limits(50, 10))
+    assert result_of(analysis, [frame], Limits(50, 4))["rows"] == len(frame)
+
+
 def test_few_rows_without_a_gap() -> None:
     """Rows with a gap do not count; few of them are not shown."""
     frame = _made_up(100, 6)
     frame.loc[frame.index > 40, "crp"] = np.nan
-    with pytest.raises(PolicyRefusal, match="fewer rows than its min_rows"):
+    with pytest.raises(PolicyRefusal, match="rows without a gap are fewer than its min_rows"):
         result_of(analysis_of(("crp",)), [frame], Limits(50, 10))
     frame = _made_up(100, 6)
     frame.loc[:3, "crp"] = np.nan

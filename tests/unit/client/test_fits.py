@@ -219,3 +219,17 @@ def test_a_fit_is_one_question_and_one_for_each_twenty_steps(site: WorkerSetting
     for run, step in (("r", steps[59]), ("s", steps[0])):
         with pytest.raises(PolicyRefusal, match="its 3 questions of today are answered"):
             sums.answer(site, request(run, step), found, step.state, step.total)
+
+
+def test_a_state_without_the_sum_that_it_was_made_of(site: WorkerSettings) -> None:
+    """A made-up version that leaves it out is checked as any other: only the first state has none."""
+    asked = RunConfig.from_dict({"run": {"task": "tiny-fit"}, "task": {"bound": 1.0}})
+    found, (first, second) = sums.read(site, asked), path(2)
+    request = Request(
+        call=Call.sums, run="r", name="fit", config=asked.to_dict(), client="a", round=1
+    )
+    with pytest.raises(PolicyRefusal, match="none that a fit begins with"):
+        sums.answer(site, request, found, second.state)
+    sums.answer(site, request, found, first.state)
+    with pytest.raises(PolicyRefusal, match="does not follow from its total"):
+        sums.answer(site, request, found, second.state)

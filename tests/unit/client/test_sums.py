@@ -317,3 +317,52 @@ def test_regressions_on_rows_that_differ_by_a_few(site: WorkerSettings) -> None:
     answer(site, _regression(site, "age", 4))
     with pytest.raises(PolicyRefusal, match="regression of age, and what was asked before"):
         answer(site, wide, "s")
+
+
+def _of_categories(
+    site: WorkerSettings, features: str, *rare: str, **columns: tuple[str, ...]
+) -> RunConfig:
+    """A logistic regression of ``died`` on categories alone. Writes the table, whose wards have four gaps."""
+    wards = [""] * 4 + ["a"] * 96 + ["b"] * 100 + [*rare] * 3 + ["d"] * 30
+    rows = [
+        f"{ward},{'xy'[row % 2]},{('no', 'yes')[row % 3 % 2]}" for row, ward in enumerate(wards)
+    ]
+    (Path(site.data_dir) / "table.csv").write_text("\n".join(["ward,hospital,died", *rows]) + "\n")
+    task = {"family": "logistic", "target": "died", "classes": "no,yes", "features": features}
+    task["columns"] = {name: {"levels": levels} for name, levels in columns.items()}
+    return RunConfig.from_dict({"run": {"task": "regression"}, "task": task})
+
+
+def test_regressions_without_numbers_on_rows_that_differ_by_a_few(site: WorkerSettings) -> None:
+    """Their target's sums would differ by those of the rows with a gap, though there is no column of numbers."""
+    answer(site, _of_categories(site, "hospital", hospital=("x", "y")))
+    every = {"hospital": ("x", "y"), "ward": ("a", "b", "d")}
+    with pytest.raises(PolicyRefusal, match="what was asked before or with it, differ by too few"):
+        answer(site, _of_categories(site, "hospital,ward", **every), "s")
+    counts = config(levels={"hospital": ["x"], "ward": ["a", "b"]})
+    assert len(answer(site, counts, "t"))
+
+
+def test_a_level_more_is_a_few_rows_more(site: WorkerSettings) -> None:
+    """Though many others are not listed, either time."""
+    answer(site, _of_categories(site, "ward", "c", ward=("a", "b")))
+    with pytest.raises(PolicyRefusal, match="column ward would show few rows"):
+        answer(site, _of_categories(site, "ward", "c", ward=("c", "a", "b")), "s")
+
+
+def test_texts_that_are_not_listed_are_compared(site: WorkerSettings) -> None:
+    """Patients who are in neither list of two columns, but for a few: a regression on one, and on both."""
+    rows = [
+        f"{'pq'[row % 2]},{'xyz'[(row >= 60) + (row >= 120)]},{row % 7}.5" for row in range(160)
+    ]
+    cut = [f"{'pq'[row % 2] if row < 117 else 'r'},{one[2:]}" for row, one in enumerate(rows)]
+    (Path(site.data_dir) / "table.csv").write_text("\n".join(["ward,hospital,y", *cut]) + "\n")
+
+    def asked(**columns: tuple[str, ...]) -> RunConfig:
+        task: dict[str, Any] = {"family": "linear", "target": "y", "features": ",".join(columns)}
+        task["columns"] = {name: {"levels": levels} for name, levels in columns.items()}
+        return RunConfig.from_dict({"run": {"task": "regression"}, "task": task})
+
+    answer(site, asked(hospital=("x", "y")))
+    with pytest.raises(PolicyRefusal, match="what was asked before"):
+        answer(site, asked(hospital=("x", "y"), ward=("p", "q")), "s")
