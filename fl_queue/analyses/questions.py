@@ -126,6 +126,10 @@ def levels_of(name: str, found: Any) -> tuple[str, ...]:
     check_once(field, found)
     if "" in found:
         raise ConfigError(field, "holds an empty text, which is a missing cell; leave it out")
+    for text in found:
+        if text != text.strip():
+            why = f"{text[:40]!r} has spaces around it, and no cell is read with them; remove them"
+            raise ConfigError(field, why)
     return found
 
 

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 #: Names of the levels that the config does not list.
 OTHER, MISSING = "other", "missing"
+#: The least float32 that is normal: those below it share the cell of 0.
+_TINY = 2.0**-126
 #: Name of the group of a curve without a category.
 ALL = "all"
 
@@ -240,7 +242,8 @@ def _quantile(
     return {
         "quantile": fraction,
         "rows": rows,
-        "value": low / 2 + high / 2,
+        # The cell of 0 has numbers beside it that no table holds.
+        "value": 0.0 if abs(low) < _TINY > abs(high) else low / 2 + high / 2,
         "low": low,
         "high": high,
     }

@@ -64,7 +64,7 @@ class Option:
         if self.choices and parsed not in self.choices:
             raise ConfigError(
                 name,
-                f"{parsed!r} is not one of {', '.join(self.choices)}{nearest(str(parsed), [*self.choices, *self.aliases])}",
+                f"{parsed!r} is not one of {', '.join(map(_as_word, self.choices))}{nearest(str(parsed), [*self.choices, *self.aliases])}",
             )
         problem = self.check(parsed) if self.check else None
         if problem:
@@ -105,6 +105,11 @@ class OptionTable(Mapping[str, Any]):
 
     def __repr__(self) -> str:
         return f"OptionTable({self._items!r})"
+
+
+def _as_word(choice: str) -> str:
+    """A choice in a list: in quotes, if it is empty or a mark such as a comma."""
+    return choice if choice[:1].isalnum() else repr(choice)
 
 
 def _frozen(value: Any) -> Any:

@@ -11,6 +11,7 @@ from typing import Any
 
 from rich.console import RenderableType
 
+from fl_queue.common.extras import how_to_install
 from fl_queue.reporting import p_values, rich_console
 
 #: Of the intervals.
@@ -129,7 +130,7 @@ def footer(found: Mapping[str, Any]) -> list[str]:
     if found["dropped"] or found["withheld"]:
         lines.append(gaps)
     if found["coefficients"][0]["error"] and found["coefficients"][0]["p"] is None:
-        lines.append('p-values need scipy: pip install "fl-queue[tables]"')
+        lines.append(f"p-values need scipy; {how_to_install('tables')}")
     return lines
 
 

@@ -272,6 +272,16 @@ def test_quantiles_of_joined_cells_are_still_brackets() -> None:
             assert quantile["low"] <= wanted <= quantile["high"]
 
 
+def test_the_median_of_amounts_that_are_mostly_0() -> None:
+    """It is 0, and no number of the same cell that no table holds."""
+    asked = {"numbers": ("x",), "quantiles": (0.5,), "levels": {}}
+    analysis = Statistics({**OPTIONS, **asked} | {"groups": (), "tables": (), "correlation": ()})
+    found = result_of(analysis, [pd.DataFrame({"x": [0.0] * 60 + [*range(40)]})], LIMITS)
+    [median] = found["numbers"]["x"]["quantiles"]
+    assert median["value"] == 0.0
+    assert median["low"] < 0 < median["high"]
+
+
 def test_a_correlation_that_shows_few_rows_by_difference_is_withheld() -> None:
     """The sums over all rows of a column, and over those without a gap elsewhere, differ by a few rows."""
     frame = made_up(200, 0)

@@ -46,6 +46,7 @@ def test_a_config_of_statistics_is_one_after_it_was_recorded() -> None:
         ({"numbers": [], "levels": {}}, "task.numbers"),
         ({"numbers": ["age", "age"]}, "task.numbers"),
         ({"numbers": ["age", "sex"]}, "task.numbers"),
+        ({"levels": {"sex": ["F", " M"]}}, "task.levels.sex"),
         ({"quantiles": [0.0]}, "task.quantiles"),
         ({"quantiles": [1.0]}, "task.quantiles"),
         ({"quantiles": [0.5, 0.25]}, "task.quantiles"),

@@ -68,6 +68,7 @@ def loaded(columns: Any = None, run: Any = None, **options: Any) -> RunConfig:
         ({"classes": "a"}, "task.classes: two or more"),
         ({"classes": "a,b,c"}, "task.objective: binary, with 3 classes; write classes"),
         ({"objective": "hazard"}, "task.objective: 'hazard' is not one of binary"),
+        ({"delimiter": ":"}, "task.delimiter: ':' is not one of '', ',', ';', tab, '|'"),
         ({"objective": "regression", "target": "a,b"}, "task.target: 2 columns; task.objective = regression wants one"),
         ({"objective": "survival"}, "task.target: 1 columns; task.objective = survival wants the columns of time and event"),
         ({"objective": "survival", "target": "t,e"}, "task.time_grid: is empty"),

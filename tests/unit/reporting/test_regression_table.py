@@ -13,6 +13,7 @@ import statsmodels.api as sm
 from lifelines.datasets import load_rossi
 from rich.console import Console
 
+from fl_queue.common.extras import how_to_install
 from fl_queue.reporting import p_values, regression_table
 from tests.support import regression_tables as tables
 from tests.support.regression_tables import BREAST_CANCER, analysis_of, result_of, split
@@ -117,7 +118,7 @@ def test_without_scipy(monkeypatch: pytest.MonkeyPatch) -> None:
     assert p_values.two_sided(2.0, 5) is None
     assert p_values.quantile(0.975, 0) == pytest.approx(1.959963984540054)
     assert p_values.quantile(0.975, 5) is None
-    assert 'pip install "fl-queue[tables]"' in _shown(_logistic())
+    assert f"p-values need scipy; {how_to_install('tables')}" in _shown(_logistic())
 
 
 def test_hazard_ratios() -> None:
