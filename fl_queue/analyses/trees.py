@@ -33,6 +33,7 @@ from fl_queue.analyses.boosting.plan import CLASSES, Plan
 from fl_queue.analyses.boosting.site import Site
 from fl_queue.analyses.boosting.splits import SplitSearch
 from fl_queue.analyses.boosting.state import COARSE, DONE, FINE, GROW, MAX_COARSER, State
+from fl_queue.analyses.differencing import ALL, Grouping
 from fl_queue.errors import AnalysisError, MessageError
 from fl_queue.protocol.arrays import Int64s
 
@@ -40,6 +41,13 @@ from fl_queue.protocol.arrays import Int64s
 _COARSER = 8
 #: A standard deviation of fewer units of the grid is not resolved.
 _RESOLVED = 1 << 10
+#: Nor is one of fewer units in the last place of the first margin.
+_MARGINS = 1 << 6
+
+
+def _unit(margin: float) -> float:
+    """In the last place of a margin, which is a float32 as XGBoost's are."""
+    return float(np.spacing(np.float32(abs(margin))))
 
 
 class Trees(Analysis):
@@ -85,6 +93,13 @@ class Trees(Analysis):
         """One: the trees."""
         found = self.plan
         return [f"trees for {found.target} of {', '.join(found.names)}"]
+
+    def groupings(self) -> Sequence[Grouping]:
+        """Of each number the rows that have a target, too; of each category its levels as they are listed."""
+        target = self.plan.target
+        whole = [Grouping(name, "", (ALL, target)) for name in self.columns.numbers]
+        listed = self.columns.categories.items()
+        return (*whole, *(Grouping("", name, levels) for name, levels in listed))
 
     # The words
 
@@ -175,8 +190,12 @@ class Trees(Analysis):
         bound, of_loss = bounds[objective]
         after["scale"] = gradients.grid_scale(rows, bound)
         after["loss_scale"] = gradients.grid_scale(rows, of_loss)
-        if objective == "squared" and spread * 2.0 ** after["scale"] < _RESOLVED:
-            raise AnalysisError(f"task.target: {self.plan.target} varies too little; scale it")
+        least = max(_RESOLVED * 2.0 ** -after["scale"], _MARGINS * _unit(margin))
+        if objective == "squared" and spread < least:
+            raise AnalysisError(
+                f"task.target: {self.plan.target} varies too little beside its mean; "
+                "subtract about the mean, or scale it"
+            )
         names = self.plan.numbers
         after.set_cuts(
             [cells.cut_bits(layout.view(total, f"coarse cells of {name}")) for name in names]

@@ -308,6 +308,6 @@ def _codes(found: SiteTable, grouping: Grouping) -> Int64s:
 
 def _named(grouping: Grouping) -> str:
     if not grouping.category:
-        what = "correlation" if grouping.levels[:1] != (ALL,) else "regression"
+        what = "correlation" if grouping.levels[:1] != (ALL,) else "trees or regression"
         return f"{what} of {grouping.number}" if grouping.levels else grouping.number
     return f"{grouping.number} by {grouping.category}" if grouping.number else grouping.category

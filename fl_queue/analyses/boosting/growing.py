@@ -16,11 +16,11 @@ def grow(tree: Tree, sums: Int64s, search: SplitSearch, rules: Rules, scale: int
 
     Args:
         tree: Its nodes up to this level; without nodes: its root is made.
-        sums: (open nodes, cells, 2), one for the root.
+        sums: (open nodes, cells, 2), one for the root; none where the tree is finished before those of other classes.
         search: Of the same settings and scale.
         rules, scale: Settings, and fractional bits of the sums.
     """
-    nodes: Sequence[int] = tree.open or [0]
+    nodes: Sequence[int] = tree.open if len(tree) else [0]
     if not len(tree):
         total = sums[0, : search.first_column].sum(axis=0)
         _add(tree, 0, total, rules, scale)

@@ -135,6 +135,19 @@ def _margins(
     return tree_runs.margins_of(trees, found.grid, bins, classes, first)
 
 
+def test_a_class_whose_tree_is_finished_before_the_others() -> None:
+    """No row is of the last class: its trees are a leaf, while those of the others go on."""
+    numbers, codes = _columns()
+    codes["multi"] = np.minimum(codes["multi"], 1)
+    tables = tree_runs.tables_of(numbers, codes, np.arange(ROWS) % 2)
+    analysis, state = tree_runs.fitted(_options("multi"), tables)
+    result = analysis.result(state)
+    assert result is not None
+    sizes = [[len(tree) for tree in State(analysis.plan, state).trees(one)] for one in range(3)]
+    assert all(last < min(others) for *others, last in sizes)
+    assert result["loss"][-1] < result["loss"][0]
+
+
 def test_losses_are_those_of_the_margins() -> None:
     """The last loss is that of all trees; it falls."""
     numbers, codes = _columns()
@@ -251,6 +264,13 @@ def test_targets_of_all_sites_that_say_nothing(objective: str, value: float, mes
     table = SiteRows(3, {"age": np.arange(3.0), "y": np.full(3, value)}, {})
     with pytest.raises(AnalysisError, match=message):
         tree_runs.fitted({"numbers": ("age",), "objective": objective}, [table], least=0)
+
+
+def test_a_target_that_varies_too_little_for_its_margins() -> None:
+    """A float32 of its mean has no other digits."""
+    table = SiteRows(30, {"age": np.arange(30.0), "y": 1e9 + np.arange(30.0)}, {})
+    with pytest.raises(AnalysisError, match="subtract about the mean"):
+        tree_runs.fitted({"numbers": ("age",), "objective": "squared"}, [table], least=0)
 
 
 def test_a_class_of_few_rows_is_refused() -> None:

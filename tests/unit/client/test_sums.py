@@ -366,3 +366,40 @@ def test_texts_that_are_not_listed_are_compared(site: WorkerSettings) -> None:
     answer(site, asked(hospital=("x", "y")))
     with pytest.raises(PolicyRefusal, match="what was asked before"):
         answer(site, asked(hospital=("x", "y"), ward=("p", "q")), "s")
+
+
+@pytest.mark.parametrize(("gaps", "is_refused"), [(0, False), (4, True), (12, False)])
+@pytest.mark.parametrize("is_first", [True, False])
+@pytest.mark.parametrize("other", ["statistics", "trees"])
+def test_trees_on_rows_that_differ_by_a_few(
+    site: WorkerSettings, gaps: int, is_refused: bool, is_first: bool, other: str
+) -> None:
+    """Rows without the target are in one count of ``age``, and not in the other: whichever is asked first."""
+    _regression(site, "age", gaps)
+    with Path(site.policy).open("a") as rules:
+        rules.write('trees = "clear"\n')
+    crp, y = (_trees(target) for target in ("crp", "y"))
+    asked = [crp, y if other == "trees" else config(numbers=["age"])]
+    first, second = asked if is_first else asked[::-1]
+    answer(site, first)
+    if not is_refused:
+        answer(site, second, "s")
+        return
+    with pytest.raises(PolicyRefusal, match="age, and what was asked before"):
+        answer(site, second, "s")
+
+
+def _trees(target: str) -> RunConfig:
+    task = {"objective": "squared", "target": target, "numbers": ["age"]}
+    return RunConfig.from_dict({"run": {"task": "trees"}, "task": task})
+
+
+def test_trees_of_other_levels_of_a_category(site: WorkerSettings) -> None:
+    """First a, and the rest; then c, and the rest: the rest of the rest are 3 rows."""
+    with Path(site.policy).open("a") as rules:
+        rules.write('trees = "clear"\n')
+    answer(site, config(levels={"ward": ["a"]}))
+    task = {"objective": "squared", "target": "age", "levels": {"ward": ["a", "c"]}}
+    asked = RunConfig.from_dict({"run": {"task": "trees"}, "task": task})
+    with pytest.raises(PolicyRefusal, match="ward, and what was asked before"):
+        answer(site, asked, "s")
