@@ -427,6 +427,10 @@ class Regression(Analysis):
         """Whether the fit has ended."""
         return self.one(self.state_of(state), "phase") == DONE
 
+    def model(self, state: Int64s) -> dict[str, Any] | None:
+        """The coefficients of a fit that has ended, as JSON for other programs; None: there are none yet."""
+        return regression_result.model(self, state) if self.is_done(state) else None
+
     def result(self, state: Int64s) -> dict[str, Any] | None:
         """Coefficients with their errors, and how well they fit."""
         return regression_result.result(self, state) if self.is_done(state) else None

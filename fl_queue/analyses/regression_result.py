@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from fl_queue.analyses.regression import Regression
     from fl_queue.analyses.regression_moments import Moments
 
+#: Of ``model``.
+MODEL_SCHEMA = "fl-queue-regression-1"
+_LINKS = {"linear": "identity", "logistic": "logit", "poisson": "log", "cox": "log"}
 _LOG_2_PI = float.fromhex("0x1.d67f1c864beb5p+0")
 
 
@@ -71,6 +74,27 @@ def result(analysis: Regression, state: np.ndarray[Any, np.dtype[np.int64]]) -> 
     fit = _fit(analysis, state, moments, last)
     found["fit"] = {name: value for name, value in fit.items() if value is not None}
     return found
+
+
+def model(analysis: Regression, state: np.ndarray[Any, np.dtype[np.int64]]) -> dict[str, Any]:
+    """
+    The model of a fit that has ended, for other programs.
+
+    The mean of a row's target is the inverse link of the sum of ``coefficient * x`` and of the offset; ``x`` is 1 for
+    the intercept, the column's number, or 1 where the column has the level and else 0. Of family ``cox`` it is the hazard
+    relative to that of a row whose sum is 0.
+    """
+    found = result(analysis, state)
+    kept = ("family", "target", "class", "time", "strata", "offset", "sites", "rows")
+    return {
+        "schema": MODEL_SCHEMA,
+        "link": _LINKS[analysis.family.name],
+        **{name: found[name] for name in kept},
+        "terms": [
+            {name: one[name] for name in ("name", "column", "level", "coefficient")}
+            for one in found["coefficients"]
+        ],
+    }
 
 
 def _change(analysis: Regression, state: np.ndarray[Any, np.dtype[np.int64]]) -> Float64s:

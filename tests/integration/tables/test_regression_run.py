@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -85,6 +86,17 @@ def _config(folder: Path) -> str:
     return str(path)
 
 
+def _check_model(model: Any, found: Any) -> None:
+    """The guide shows its fields, and its first terms, to six digits."""
+    shown = json.loads(_blocks("json")[0])
+    for one, wanted in zip(model["terms"], shown["terms"], strict=False):
+        assert one.pop("coefficient") == pytest.approx(wanted.pop("coefficient"), abs=1e-6)
+        assert one == wanted
+    assert len(model.pop("terms")) == len(found["coefficients"]) == 6
+    del shown["terms"]
+    assert model == shown
+
+
 def test_the_guide(sites: Federation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its commands write what it shows; the numbers are those of the pooled table, bit for bit."""
     monkeypatch.chdir(tmp_path)
@@ -99,6 +111,7 @@ def test_the_guide(sites: Federation, tmp_path: Path, monkeypatch: pytest.Monkey
     assert Path("cancer.md").read_text() == _blocks("markdown")[0]
 
     found = json.loads(command(sites, "result", "cancer", "--json").stdout)
+    _check_model(json.loads(Path("model.json").read_text()), found)
     assert (found["sites"], found["rows"], found["events"], found["steps"]) == (3, 569, 212, 8)
     pool = tmp_path / "pool"
     pool.mkdir()

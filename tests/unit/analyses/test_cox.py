@@ -227,6 +227,19 @@ def test_no_event() -> None:
         result_of(analysis(("age",)), [frame])
 
 
+def test_its_model_has_no_intercept() -> None:
+    """The hazard is relative, by strata; the terms are those of the features."""
+    fit = analysis(("age", "stage"), **STAGED)
+    model = fit.model(states(fit, [made_up(200, 8)])[-1])
+    assert model is not None
+    assert (model["link"], model["time"], model["strata"]) == ("log", "week", ["sex"])
+    assert [(one["column"], one["level"]) for one in model["terms"]] == [
+        ("age", None),
+        ("stage", "II"),
+        ("stage", "III"),
+    ]
+
+
 # A site
 
 

@@ -502,6 +502,33 @@ def test_few_rows_with_another_text() -> None:
     assert result_of(analysis, [more], Limits(50, 10))["dropped"] == 12
 
 
+def test_the_model_predicts() -> None:
+    """Other programs read its coefficients by column and level."""
+    frame = _made_up(300, 5).dropna()
+    options = {"family": "logistic", "target": "died", "classes": "no, yes"}
+    analysis = analysis_of(FEATURES, **options, **MADE_UP)
+    found = states(analysis, [frame])
+    assert analysis.model(found[-2]) is None
+    model = analysis.model(found[-1])
+    assert model is not None
+    assert (model["schema"], model["link"], model["class"]) == (
+        "fl-queue-regression-1",
+        "logit",
+        "yes",
+    )
+    eta = np.zeros(len(frame))
+    for term in model["terms"]:
+        if term["column"] is None:
+            x: Any = 1.0
+        elif term["level"] is None:
+            x = frame[term["column"]]
+        else:
+            x = frame[term["column"]] == term["level"]
+        eta += term["coefficient"] * x
+    # With an intercept the means add up to the events.
+    assert float(np.sum(1 / (1 + np.exp(-eta)))) == pytest.approx((frame["died"] == "yes").sum())
+
+
 def test_a_point_that_selects_few_rows() -> None:
     """A made-up state whose weights are those of a single row."""
     frame = _made_up(300, 6)
