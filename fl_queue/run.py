@@ -23,6 +23,7 @@ from fl_queue.coordinator.rounds import runs
 from fl_queue.experiments import launching
 from fl_queue.models import selection
 from fl_queue.reporting import (
+    analysis_result,
     exporters,
     model_export,
     progress,
@@ -207,9 +208,10 @@ class Run:
 
         Raises:
             ConfigError: Both are given.
-            RunStateError: There is none yet.
+            RunStateError: There is none yet, or the run is an analysis; see ``result``.
             UnknownVersion: No such version, or its content cannot be read from here.
         """
+        runs.check_is_model(self.store, self.state)
         from fl_queue.tasks import export  # torch
 
         models = model_export.models_of(self.store, self.run_id, self._state_dir)
@@ -217,6 +219,16 @@ class Run:
         manifest, body = models.load_version(chosen)
         base = models.open_base(manifest.base).view if manifest.base is not None else None
         return export.state_dict(manifest, body, base)
+
+    def result(self) -> dict[str, Any]:
+        """
+        Read the result of an analysis of tables, as ``fl-queue result --json``.
+
+        Raises:
+            RunStateError: The run trains a model, or has no result yet.
+            UnknownVersion: Its content cannot be read from here.
+        """
+        return analysis_result.read(self.store, self.state)
 
     def export(
         self,
@@ -268,7 +280,9 @@ class Run:
         Raises:
             ConfigError: matplotlib is not installed, or does not know the format.
             DataError: There is nothing to plot, or the file cannot be written.
+            RunStateError: The run is an analysis; see ``result``.
         """
+        runs.check_is_model(self.store, self.state)
         tested = selection.test_metrics(self.store, self.run_id)
         rounds_table.plot(Path(path), self.store.control.history.records(self.run_id), tested)
 
@@ -285,7 +299,9 @@ class Run:
         Raises:
             ConfigError: No such kind, or its package is not installed.
             DataError: It cannot be written.
+            RunStateError: The run is an analysis; see ``result``.
         """
+        runs.check_is_model(self.store, self.state)
         sink = exporters.open_sink(kind, Path(folder), self.run_id)
         return exporters.export(self.store, self.state, sink)
 

@@ -51,6 +51,8 @@ def compare_command(
     beside = [baselines.read(path) for path in baseline]
     store = deployment.open_control()
     states = [runs.find_run(store, name) for name in dict.fromkeys(names)]
+    for state in states:
+        runs.check_is_model(store, state)
     metric = comparison.metric_of(store, states, metric)
     show_comparison(comparison.compare(store, states, metric, beside), metric, as_json)
 

@@ -34,4 +34,6 @@ def history(deployment: Deployment, run: str, as_csv: bool, as_json: bool) -> No
     if as_csv:
         print_text(rounds_table.to_csv(rows))
     else:
-        rich_console.console().print(rounds_table.table(rows))
+        rich_console.console().print(
+            rounds_table.table(rows, runs.current_config(store, run_id).analysis is None)
+        )

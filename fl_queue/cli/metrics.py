@@ -36,6 +36,7 @@ def metrics(
     """
     store = deployment.open_control()
     state = runs.find_run(store, run)
+    runs.check_is_model(store, state)
     sink = exporters.open_sink(kind, folder, state.run_id)
 
     def record(count: int) -> dict[str, object]:

@@ -32,7 +32,9 @@ def plot(
     """Draw the accuracy and loss of RUN by version."""
     beside = [baselines.read(path) for path in baseline]
     store = deployment.open_control()
-    run_id = runs.find_run(store, run).run_id
+    state = runs.find_run(store, run)
+    runs.check_is_model(store, state)
+    run_id = state.run_id
     rounds_table.plot(
         output, store.control.history.records(run_id), selection.test_metrics(store, run_id), beside
     )

@@ -71,3 +71,5 @@ def follow_to_end(
     # An outage at the end must not lose the table.
     ended = outages.ride_out(conclude, warn)
     runs.raise_unless_completed(ended)
+    if runs.current_config(store, run).analysis is not None:
+        warn(f"See its result with `fl-queue result {name}`.")

@@ -82,6 +82,7 @@ def begin(
     version = None
     if from_version is not None:
         state = runs.find_run(store, name)
+        runs.check_goes_back(state, config)
         version = selection.chosen_version(store, state, config, from_version, best=False)
         check_there(store, state, version, branching.needs_state(config))
     rounds = count or config.run.rounds

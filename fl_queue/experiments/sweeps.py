@@ -64,9 +64,14 @@ def members(
         overrides: For all of them.
 
     Raises:
-        ConfigError: A field or a value that cannot be used, in any of them; or a name.
+        ConfigError: A field or a value that cannot be used, in any of them; or a name; or it is an analysis, which
+            has no seed.
     """
-    first = loading.load(source, overrides).run.seed
+    loaded = loading.load(source, overrides)
+    if loaded.analysis is not None:
+        task = loaded.run.task
+        raise ConfigError("run.task", f"{task} trains no model; see `fl-queue {task} --help`")
+    first = loaded.run.seed
     choices = [_choices(text) for text in each]
     seen: dict[str, SweepRun] = {}
     # Seeds last, so that those of one setting follow each other.

@@ -16,7 +16,7 @@ from rich.live import Live
 
 from fl_queue import metrics
 from fl_queue.common.outages import Outages
-from fl_queue.coordinator.rounds import lifecycle
+from fl_queue.coordinator.rounds import lifecycle, runs
 from fl_queue.errors import StoreUnavailable
 from fl_queue.models import selection
 from fl_queue.protocol import identifiers, job_origins
@@ -254,4 +254,6 @@ def _stream_id(unix_s: float) -> str:
 
 def print_table(store: Store, run: str) -> None:
     """Print the table of a run's rounds on standard output."""
-    rich_console.console().print(rounds_table.table(rounds_table.rounds_of(store, run)))
+    is_model = runs.current_config(store, run).analysis is None
+    rows = rounds_table.rounds_of(store, run)
+    rich_console.console().print(rounds_table.table(rows, is_model))

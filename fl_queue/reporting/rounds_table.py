@@ -199,8 +199,13 @@ def judged_by(row: RoundRow) -> str:
     return next(iter(groups)) if len(groups) == 1 else coverage_in_words(_shown(row))
 
 
-def table(rows: Sequence[RoundRow]) -> Table:
-    """Draw the rows for a terminal, with the reasons of abandoned rounds below."""
+def table(rows: Sequence[RoundRow], is_model: bool = True) -> Table:
+    """
+    Draw the rows for a terminal, with the reasons of abandoned rounds below.
+
+    Args:
+        is_model: Whether its versions are of a model; those of an analysis have no loss and no accuracy.
+    """
     drawn = rich_console.table(caption=_caption(rows), caption_justify="left")
     beside = {
         column: f"{part}_accuracy"
@@ -208,7 +213,8 @@ def table(rows: Sequence[RoundRow]) -> Table:
         if any(getattr(row, f"{part}_accuracy") is not None for row in rows)
     }
     logged = _logged(rows)
-    for column in (*_COLUMNS, *beside, *logged):
+    columns = [name for name in _COLUMNS if is_model or name not in ("Loss", "Accuracy")]
+    for column in (*columns, *beside, *logged):
         drawn.add_column(column, justify="right")
     for row in rows:
         star = "*" if row.source == "validation" else ""
@@ -219,8 +225,7 @@ def table(rows: Sequence[RoundRow]) -> Table:
             str(row.late),
             str(row.rejected),
             version,
-            _decimal(row.loss, star),
-            _decimal(row.accuracy, star),
+            *((_decimal(row.loss, star), _decimal(row.accuracy, star)) if is_model else ()),
             f"{row.seconds:.1f}",
             *(_decimal(getattr(row, name), "*") for name in beside.values()),
             *(_decimal(row.training.get(name), "") for name in logged),

@@ -97,10 +97,10 @@ def resume(store: Store, name: str, state_dir: Path) -> tuple[RunState, list[str
     by = confirmed_changes.new_token()
     while not (state := find_run(store, name)).active:
         if state.state not in RESUMABLE:
-            raise RunStateError(
-                state.name,
-                f"is {state.state} {at_version(state.version)}; add rounds with `fl-queue start-round CONFIG --run {state.name} --rounds N`",
-            )
+            is_model = current_config(store, state.run_id).analysis is None
+            more = f"add rounds with `fl-queue start-round CONFIG --run {state.name} --rounds N`"
+            more = more if is_model else f"see `fl-queue result {state.name}`"
+            raise RunStateError(state.name, f"is {state.state} {at_version(state.version)}; {more}")
         if _reopen(store, state.run_id, by):
             done.append(_continuation(state))
             break

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 
 from fl_queue.common.safe_json import dumps
 from fl_queue.common.spelling import nearest
-from fl_queue.coordinator.rounds.runs import current_config, find_run
+from fl_queue.coordinator.rounds.runs import check_is_model, current_config, find_run
 from fl_queue.errors import ConfigError, RunStateError, UnknownVersion
 from fl_queue.models import retention, selection
 from fl_queue.models.model_store import ModelStore
@@ -55,6 +55,8 @@ def tag(store: Store, run: str, version: str, name: str) -> int:
     check_name(name)
     state = find_run(store, run)
     config = current_config(store, state.run_id)
+    if version == "best":
+        check_is_model(store, state)
     number = selection.chosen_version(store, state, config, version, best=False)
     versions = store.control.versions.all(state.run_id)
     if number not in versions:

@@ -16,6 +16,7 @@ from fl_queue.aggregation.merge import UpdateMerger
 from fl_queue.aggregation.staleness import StalenessWeights
 from fl_queue.aggregation.step_sum import StepSum
 from fl_queue.aggregation.weighting import largest_weight
+from fl_queue.analyses.base import Analysis
 from fl_queue.config.run_config import RunConfig
 from fl_queue.coordinator.rounds.runs import current_config
 from fl_queue.errors import (
@@ -157,8 +158,9 @@ def verify(
     if not records:
         what = "has no committed round" if number is None else f"has not committed round {number}"
         raise RunStateError(state.name, f"{what}; see `fl-queue history {state.name}`")
+    states: dict[str, bytes] = {}
     for record in records:
-        yield _verify(store, state, state_dir, record, strategy_allow)
+        yield _verify(store, state, state_dir, record, strategy_allow, states)
 
 
 @dataclass(frozen=True)
@@ -203,6 +205,7 @@ def _verify(
     state_dir: Path,
     record: RoundRecord,
     strategy_allow: Sequence[str],
+    states: dict[str, bytes],
 ) -> Verdict:
     version, digest = record.version or 0, record.digest or ""
     if record.outcome == Outcome.restored:
@@ -214,7 +217,7 @@ def _verify(
     signatures, found = Signatures(store, record), Verdict(record.round, version, "same", digest)
     try:
         recomputed = recompute(
-            store, state.run_id, state_dir, record, config, strategy_allow, signatures
+            store, state.run_id, state_dir, record, config, strategy_allow, signatures, states
         )
     except (StorageError, DataError, ConfigError) as exc:
         found = replace(found, result="unknown", reason=str(exc))
@@ -261,6 +264,7 @@ def recompute(
     config: RunConfig,
     strategy_allow: Sequence[str],
     signatures: Signatures,
+    states: dict[str, bytes],
 ) -> str:
     """
     Digest of the version that a round's base and accepted updates make.
@@ -273,6 +277,7 @@ def recompute(
         config: The one that was in force.
         strategy_allow: Own strategies that may be loaded.
         signatures: Records for each update whether its signature holds.
+        states: Digest -> body of the state of an analysis that was computed last, from which the next step goes on.
 
     Raises:
         StorageError: The base or a state of it is not there any more, or this machine cannot store it.
@@ -284,7 +289,13 @@ def recompute(
     if manifest is None:
         raise DataError(run, "the run has no manifest")
     if config.analysis is not None:
-        return _digest_of_step(store, run, state_dir, record, config, signatures)
+        return _digest_of_step(
+            ModelStore(store, run, config.redis.chunk_bytes, state_dir),
+            record,
+            config.analysis,
+            signatures,
+            states,
+        )
     merger = _merger_of(manifest, record, config, state_dir)
     for client, digest in sorted(record.accepted.items()):
         update = update_archive.read(state_dir, run, record.round, client, digest)
@@ -296,24 +307,40 @@ def recompute(
 
 
 def _digest_of_step(
-    store: Store,
-    run: str,
-    state_dir: Path,
+    models: ModelStore,
     record: RoundRecord,
-    config: RunConfig,
+    analysis: Analysis,
     signatures: Signatures,
+    states: dict[str, bytes],
 ) -> str:
     """Digest of the state that a step of an analysis makes. Raises as ``recompute``."""
-    assert config.analysis is not None
-    models = ModelStore(store, run, config.redis.chunk_bytes, state_dir)
-    before = models.open_body(record.base_digest, config.analysis.manifest)
-    step = StepSum.of_body(config.analysis, before.view)
+    step = StepSum.of_body(analysis, _state_before(models, record, analysis, states))
     for client, digest in sorted(record.accepted.items()):
-        update = update_archive.read(state_dir, run, record.round, client, digest)
+        update = update_archive.read(models.state_dir, models.run, record.round, client, digest)
         signatures.check(client, update)
         step.check(update.header)
         step.add(update.header, update.body)
-    return tensor_layout.pieces_digest([step.version_of(step.next_state())])
+    made = step.version_of(step.next_state())
+    found = tensor_layout.pieces_digest([made])
+    states.clear()
+    states[found] = made.tobytes()
+    return found
+
+
+def _state_before(
+    models: ModelStore, record: RoundRecord, analysis: Analysis, states: Mapping[str, bytes]
+) -> bytes:
+    """
+    The state that a step begins with: of the step before, of no step at all, or from the checkpoint.
+
+    A run keeps a few of its states alone (``model.keep_versions``), and all of them follow from the first.
+    """
+    if record.base_digest in states:
+        return states[record.base_digest]
+    first = tensor_layout.little_endian(analysis.version(analysis.initial()))
+    if tensor_layout.pieces_digest([first]) == record.base_digest:
+        return first.tobytes()
+    return bytes(models.open_body(record.base_digest, analysis.manifest).view)
 
 
 def _merger_of(

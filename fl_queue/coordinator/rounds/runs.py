@@ -66,6 +66,23 @@ def recorded_config(store: Store, run: str, segment: int | None = None) -> dict[
     return found
 
 
+def check_is_model(store: Store, state: RunState) -> None:
+    """Raises RunStateError: The run is an analysis, which has a result and no model."""
+    if current_config(store, state.run_id).analysis is not None:
+        raise RunStateError(
+            state.name, f"is an analysis of tables; see `fl-queue result {state.name}`"
+        )
+
+
+def check_goes_back(state: RunState, config: RunConfig) -> None:
+    """Raises RunStateError: The config is of an analysis, whose versions are as many as its steps."""
+    if config.analysis is not None:
+        raise RunStateError(
+            state.name,
+            "is an analysis, which does not go back to an earlier step; start another one with --run NAME",
+        )
+
+
 def start_run(
     store: Store,
     name: str,
@@ -177,11 +194,7 @@ class _Beginning:
         """
         if self.version is None or self.version == state.version:
             return None
-        if config.analysis is not None:
-            raise RunStateError(
-                state.name,
-                "is an analysis, which does not go back to an earlier step; start another one with --run NAME",
-            )
+        check_goes_back(state, config)
         reason = f"goes on from version {self.version}"
         return branching.branch(store, state, config, self.version, reason)
 
@@ -220,7 +233,8 @@ def _continue(
             **({"initial": dumps(given)} if given else {}),
             "config_digest": digest_of(record),
         }
-        event = events.RunContinued(rounds=rounds, changed=changed)
+        more = int(fields["rounds_wanted"]) - newest_version if config.analysis else rounds
+        event = events.RunContinued(rounds=more, changed=changed)
         return Continuation(fields, segments, event, adopted, branch)
 
     try:

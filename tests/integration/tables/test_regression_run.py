@@ -108,6 +108,8 @@ def test_the_guide(sites: Federation, tmp_path: Path, monkeypatch: pytest.Monkey
     for words in others:
         again = command(sites, *words)
         assert again.returncode == 0, again.stdout + again.stderr
+    # Of every step, though the run keeps the last states alone.
+    assert again.stdout.count(": same, 3 updates") == 8
     assert Path("cancer.md").read_text() == _blocks("markdown")[0]
 
     found = json.loads(command(sites, "result", "cancer", "--json").stdout)
