@@ -87,7 +87,7 @@ class Trees(Analysis):
         numbers = len(self.plan.numbers)
         coarse, fine = Layout(self._coarse()).size, 1 + numbers * cells.MAX_CELLS
         nodes = self.plan.rules.classes << (self.plan.rules.max_depth - 1)
-        return max(coarse, fine, 4 + 2 * nodes * self.plan.most_cells)
+        return max(coarse, fine, 6 + 2 * nodes * self.plan.most_cells)
 
     def questions(self) -> Sequence[str]:
         """One: the trees."""
@@ -250,6 +250,8 @@ def _level(state: State) -> Iterator[Block]:
     yield counts("rows", 1)
     yield flags("overflow", 1)
     if state["level"] == 0:
+        yield flags("sites", 1)
+        yield counts("validation rows", 1)
         yield Block("losses", (2,), -most, most)
     yield Block("sums", (nodes, state.grid.cells, 2), -most, most)
 
@@ -270,6 +272,11 @@ class _Level:
         self._overflow = int(layout.view(total, "overflow")[0])
         self._sums = layout.view(total, "sums")
         self._losses = layout.view(total, "losses") if after["level"] == 0 else None
+        self._panel = {
+            field: int(layout.view(total, name)[0])
+            for field, name in (("sites", "sites"), ("validation_rows", "validation rows"))
+            if self._losses is not None
+        }
 
     def advance(self) -> None:
         """
@@ -295,7 +302,7 @@ class _Level:
             self._begin_anew()
             return
         if self._losses is not None:
-            after["rows"] = self._rows
+            self._note_panel()
             self._note_losses(self._losses)
             if self._is_last():
                 after["phase"] = DONE
@@ -308,6 +315,14 @@ class _Level:
             after.iteration_words(after["iteration"])[:] = 0
         after["level"] = 0
 
+    def _note_panel(self) -> None:
+        """Note whose rows the losses are of; those of other rows are not compared with them."""
+        after, found = self._after, {"rows": self._rows, **self._panel}
+        if any(after[field] != value for field, value in found.items()):
+            after["best"] = after["iteration"]
+        for field, value in found.items():
+            after[field] = value
+
     def _note_losses(self, sums: Int64s) -> None:
         after = self._after
         rows = (after["rows"], after["validation_rows"])
@@ -316,7 +331,7 @@ class _Level:
         found = [float(one) * unit / of if of else 0.0 for one, of in zip(sums, rows, strict=True)]
         after.losses[iteration] = found
         watched = 1 if self._rules.validation else 0
-        if iteration == 0 or found[watched] < after.losses[after["best"], watched]:
+        if iteration == after["best"] or found[watched] < after.losses[after["best"], watched]:
             after["best"] = iteration
 
     def _is_last(self) -> bool:

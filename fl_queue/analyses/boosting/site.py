@@ -200,6 +200,8 @@ class _Fit:
             "sums": np.zeros((nodes, self._grid.cells, 2), np.int64),
         }
         if state["level"] == 0:
+            found["sites"] = word(1)
+            found["validation rows"] = word(len(self._site.validation))
             found["losses"] = np.zeros(2, np.int64)
         sums = self._sums(state) if nodes else found["sums"]
         losses = self._losses(state) if state["level"] == 0 else None

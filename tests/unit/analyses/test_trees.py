@@ -207,6 +207,42 @@ def test_a_site_that_leaves_has_its_tree_begun_anew() -> None:
     assert result is not None
     assert result["rows"] == ROWS // 2
     assert result["trees"] == 3
+    assert result["sites"] == 1
+
+
+@pytest.mark.parametrize("patience", [0, 2])
+def test_losses_after_a_site_has_left(patience: int) -> None:
+    """They are means over the rows that are left, and are not compared with those of more rows."""
+    options = _options("binary", trees=5, validation=0.3, patience=patience)
+    analysis, limits = Trees(tree_runs.OPTIONS | options), Limits()
+    tables = _tables(np.arange(ROWS) % 2)
+    # Of the site that is left nothing can be learned: its losses are higher than those of both.
+    tables[0].numbers["binary"][:] = np.random.default_rng(5).integers(0, 2, ROWS // 2)
+    state = analysis.initial()
+    while State(analysis.plan, state)["iteration"] < 2:
+        state = analysis.advance(
+            state, np.sum([analysis.local(state, table, limits) for table in tables], axis=0)
+        )
+    before = State(analysis.plan, state)["validation_rows"]
+    site: Site = tables[0].scratch["trees"]
+    while not analysis.is_done(state):
+        words = analysis.local(state, tables[0], limits)
+        state = analysis.advance(state, words)
+    result = analysis.result(state)
+    assert result is not None
+    assert result["validation_rows"] == len(site.validation) < before
+    last = State(analysis.plan, state)
+    unit = 2.0 ** -last["loss_scale"]
+    of_site = analysis.layout(_before_last(last)).view(words, "losses")[1] * unit
+    assert result["validation_loss"][-1] == of_site / len(site.validation)
+    assert last["best"] >= 2
+
+
+def _before_last(last: State) -> Int64s:
+    """The state of the same trees, whose losses are not known."""
+    before = last.copy()
+    before["phase"] = 2
+    return before.words
 
 
 def test_sums_that_do_not_fit_are_sent_on_a_coarser_grid() -> None:
