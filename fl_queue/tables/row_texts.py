@@ -179,8 +179,19 @@ def _as_texts(values: Any) -> Any:
         values = pyarrow.chunked_array([chunk.view(text) for chunk in values.chunks], text)
     if types.is_dictionary(values.type):
         values = values.cast(values.type.value_type)
+    if types.is_timestamp(values.type):
+        values = _as_short(values)
     try:
         return values.cast(text)
     except pyarrow.ArrowException:
         # Lists, structures, bytes that are no text.
         return pyarrow.chunked_array([[repr(one) for one in values.to_pylist()]], text)
+
+
+def _as_short(values: Any) -> Any:
+    """A column of times as dates, if each begins a day, or of whole seconds, if each is; as a text file has them."""
+    pyarrow = arrow.pyarrow()
+    for short in (pyarrow.date32(), pyarrow.timestamp("s", values.type.tz)):
+        if values.cast(short, safe=False).cast(values.type).equals(values):
+            return values.cast(short)
+    return values

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import datetime
 from decimal import Decimal
 from pathlib import Path
 
@@ -62,6 +63,27 @@ def test_a_copy_in_another_form_has_the_same_rows(tmp_path: Path, suffix: str) -
     assert found == _hashes(second, "id")
     assert len(set(found)) == TABLE.num_rows
     assert found != _hashes(first, "id", OTHER_KEY)
+
+
+@pytest.mark.parametrize(
+    ("cells", "values"),
+    [
+        (["2024-02-29", "", "2024-03-01"], ["2024-02-29", None, "2024-03-01"]),
+        (["2024-02-29 10:00:01", "2024-03-01 00:00:00"], ["2024-02-29 10:00:01", "2024-03-01"]),
+    ],
+)
+@pytest.mark.parametrize("unit", ["s", "ns"])
+def test_times_are_those_of_a_text_file(
+    tmp_path: Path, cells: list[str], values: list[str | None], unit: str
+) -> None:
+    """As pandas writes dates, which it has as nanoseconds."""
+    number = range(len(cells))
+    rows = [f"{row},{cell}" for row, cell in zip(number, cells, strict=True)]
+    (tmp_path / "a.csv").write_text("\n".join(["x,day", *rows]) + "\n")
+    times = pa.array([None if value is None else datetime.fromisoformat(value) for value in values])
+    made = pa.table({"x": [*number], "day": times.cast(pa.timestamp(unit))})
+    parquet.write_table(made, tmp_path / "b.parquet")
+    assert _hashes(tmp_path / "a.csv", "x") == _hashes(tmp_path / "b.parquet", "x")
 
 
 def test_decimal_commas_are_points(tmp_path: Path) -> None:
