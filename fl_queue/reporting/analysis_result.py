@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -24,6 +25,8 @@ from fl_queue.reporting import (
 )
 from fl_queue.store import RunState, Store
 
+#: Columns of a result as text.
+_TEXT_WIDTH = 160
 #: Files of a table, in place of JSON.
 _TABLE_FILES = (".csv", ".md", ".html")
 
@@ -94,6 +97,15 @@ def file_text(found: Mapping[str, Any], suffix: str) -> str:
         assert isinstance(text, str)  # Both have all of these forms.
         return text
     return json.dumps(found, indent=2, sort_keys=True) + "\n"
+
+
+def text(found: Mapping[str, Any]) -> str:
+    """The result as tables of text, as a terminal shows them. Args: ``found``: of ``completed``."""
+    out = io.StringIO()
+    console = rich_console.console(file=out, width=_TEXT_WIDTH, color_system=None)
+    for part in renderables(found):
+        console.print(part)
+    return out.getvalue()
 
 
 def renderables(found: Mapping[str, Any]) -> Iterator[RenderableType]:

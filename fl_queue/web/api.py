@@ -31,7 +31,7 @@ from fl_queue.errors import (
     UnknownVersion,
 )
 from fl_queue.protocol.records import RoundRecord
-from fl_queue.reporting import model_export, rounds_table, run_status
+from fl_queue.reporting import analysis_result, model_export, rounds_table, run_status
 from fl_queue.reporting.model_export import ExportRequest
 from fl_queue.reporting.rounds_table import RoundRow
 from fl_queue.reporting.run_status import ClientStatus, RunStatus
@@ -182,6 +182,7 @@ async def _services(request: Request) -> Services:
 _Services = Annotated[Services, Depends(_services)]
 _ROUTES = APIRouter()
 _CSV: _Responses = {200: {"content": {"text/csv": {"schema": {"type": "string"}}}}}
+_TEXT: _Responses = {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}}
 _BINARY: _Responses = {200: {"content": {"application/octet-stream": {}}}}
 
 
@@ -347,6 +348,7 @@ def model(
     try:
         with services.connection.store() as store:
             state = runs.find_run(store, run)
+            runs.check_is_model(store, state)
             number = model_export.version_of(store, state, version, best)
             path = below(Path(folder.name), f"{state.name}-{number}.safetensors")
             request = ExportRequest(path, number, kind=model_export.SAFETENSORS)
@@ -358,6 +360,31 @@ def model(
         path, filename=path.name, background=BackgroundTask(folder.cleanup),
         media_type="application/octet-stream",
     )  # fmt: skip
+
+
+@_ROUTES.get(
+    "/runs/{run}/result",
+    response_model=dict[str, Any],
+    responses={**_CONFLICT, 403: _CHANGES[403]},
+    dependencies=[Depends(_may_change)],
+)
+def result(services: _Services, run: Run) -> Response:
+    """The result of an analysis of tables: `fl-queue result RUN --json`."""
+    with services.connection.store() as store:
+        return _json(analysis_result.read(store, runs.find_run(store, run)))
+
+
+@_ROUTES.get(
+    "/runs/{run}/result.txt",
+    response_class=Response,
+    responses={**_TEXT, **_CONFLICT, 403: _CHANGES[403]},
+    dependencies=[Depends(_may_change)],
+)
+def result_text(services: _Services, run: Run) -> PlainTextResponse:
+    """The result of an analysis as tables of text: `fl-queue result RUN`."""
+    with services.connection.store() as store:
+        found = analysis_result.read(store, runs.find_run(store, run))
+    return PlainTextResponse(analysis_result.text(found))
 
 
 @_ROUTES.post("/runs", response_model=RunStatus, status_code=201, responses=_CHANGES)

@@ -9,7 +9,7 @@ from typing import Any
 
 from fl_queue.coordinator.rounds import runs
 from fl_queue.protocol import job_origins
-from fl_queue.protocol.records import Outcome, Receipt, RoundRecord, updates_in
+from fl_queue.protocol.records import Outcome, Purpose, Receipt, RoundRecord, updates_in
 from fl_queue.protocol.state import RunPhase
 from fl_queue.reporting import event_lines, purposes, rounds_table, run_status
 from fl_queue.store import RoundState, RunState, Store, keyspace
@@ -73,10 +73,16 @@ def _status(
         "state": state.state if state else "",
         "reason": state.reason if state else "",
         "version": state.version if state else None,
+        "is_analysis": state is not None and _is_analysis(store, state),
         "waiting_for": [*status.waiting_for, *status.floods, *status.notices] if status else [],
         "left_s": max(0, round(current.deadline_s - current.elapsed_s)) if current else None,
         "facts": facts(status) if status else [],
     }
+
+
+def _is_analysis(store: Store, state: RunState) -> bool:
+    """Whether a run computes a result in steps, instead of a model that is judged."""
+    return runs.current_config(store, state.run_id).analysis is not None
 
 
 def facts(status: run_status.RunStatus) -> list[tuple[str, str]]:
@@ -121,6 +127,9 @@ def headline(store: Store, state: RunState | None, current: RoundState | None, n
     received = updates_in(current.cohort, receipts)
     wanted = (state.version or 0) + 1
     of = f"of {state.rounds_wanted}"
+    if current.purpose == Purpose.sums:
+        step = f"step {wanted} of at most {state.rounds_wanted}"
+        return f"Run {state.name}, {step}: {current.progress(received)}"
     if current.number != wanted:
         of = f"(for version {wanted} {of})"
     what = purposes.in_words(current.purpose, f"round {current.number} {of}")

@@ -47,6 +47,31 @@ function putFacts(part, rows) {
   at("facts").replaceChildren(...cells.map(([tag, text]) => Object.assign(document.createElement(tag), { textContent: plain(text) })));
 }
 
+// A run of an analysis has a result in place of curves; its text is asked for once, when it has ended.
+let resultOf = "";
+async function putResult(data, base) {
+  const there = data.is_analysis && data.state === "completed" && mayChange;
+  at("result-part").hidden = !data.is_analysis;
+  at("curves-part").hidden = data.is_analysis;
+  at("rounds").className = at("clients").className = data.is_analysis ? "analysis" : "";
+  at("result-file").hidden = !there;
+  at("result-file").href = `${base}/result`;
+  at("result-file").download = `${data.run}-result.json`;
+  const wanted = there ? `${data.run_id} ${data.version}` : "";
+  at("no-result").textContent = wanted ? "" : !mayChange ? "The result is shown to those with the full token."
+    : data.state === "training" ? "The result is shown when the last step is done." : "The run has no result.";
+  if (wanted === resultOf) return;
+  resultOf = wanted;
+  at("result").textContent = "";
+  if (!wanted) return;
+  const answer = await fetch(`${base}/result.txt`).catch(() => null);
+  const text = answer === null ? "" : answer.ok ? await answer.text() : (await answer.json()).message;
+  if (resultOf !== wanted) return;
+  at("result").textContent = text.split("\n").map(plain).join("\n");
+  // The next status asks again.
+  if (!answer || !answer.ok) resultOf = "";
+}
+
 const number = (value, digits) => ({ number: true, text: value === null || value === undefined ? "-" : digits === undefined ? value : Number(value).toFixed(digits) });
 const bytes = (n) => !n ? "-" : n < 1e6 ? `${(n / 1e3).toFixed(1)} kB` : `${(n / 1e6).toFixed(1)} MB`;
 
@@ -66,10 +91,11 @@ const show = {
     at("actions").hidden = !data.run;
     at("cancel").hidden = !mayChange || data.state !== "training";
     at("resume").hidden = !mayChange || !["failed", "cancelled"].includes(data.state);
-    at("model").hidden = !mayChange || data.version === null;
+    at("model").hidden = !mayChange || data.version === null || data.is_analysis;
     at("csv").hidden = !data.run;
     at("model").href = `${base}/model.safetensors`;
     at("csv").href = `${base}/history.csv`;
+    putResult(data, base);
   },
   runs(data) {
     fill("runs", data.map((run) => ({ kind: run.shown ? "shown" : "", cells: [

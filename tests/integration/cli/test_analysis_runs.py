@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
+from starlette.testclient import TestClient
 
 from fl_queue import Run
 from fl_queue.cli import cli
+from fl_queue.config import loading
 from fl_queue.config.run_config import RunConfig
-from fl_queue.coordinator.rounds import runs
+from fl_queue.coordinator.rounds import lifecycle, runs
 from fl_queue.errors import ConfigError, RunStateError
 from fl_queue.experiments import launching, sweeps
 from fl_queue.protocol.events import RunCompleted
 from fl_queue.protocol.records import Purpose
 from fl_queue.protocol.state import RunPhase
 from fl_queue.store import RunState, Store, keyspace
+from fl_queue.web import view_model
+from fl_queue.web.access import Access
+from fl_queue.web.connection import Connection
+from fl_queue.web.launch import Configs
+from fl_queue.web.server import build
 from tests.support.recorded_rounds import add_rounds, record
 
 TASKS = {
@@ -136,3 +144,32 @@ def test_no_sweep_of_an_analysis(tmp_path: Path, task: str) -> None:
     path.write_text(f'[run]\ntask = "{task}"\n[task]\n{LINES[task]}')
     with pytest.raises(ConfigError, match=f"{task} trains no model; see `fl-queue {task} --help`"):
         sweeps.members(str(path), "asked", 2, ())
+
+
+def test_the_page_shows_steps_and_no_curves(store: Store, config: RunConfig) -> None:
+    store.control.leases.hold(keyspace.client_holder("a"), "t", 60, {})
+    made = runs.start_run(store, "asked", replace(config, round=replace(config.round, cohort=1)), 1)
+    lifecycle.advance(store, made.run_id)
+    state = runs.find_run(store, made.run_id)
+    first = store.control.rounds.newest_open(state)
+    assert first is not None
+    step = replace(first, purpose=Purpose.sums, number=1)
+    most = state.rounds_wanted
+    line = f"Run asked, step 1 of at most {most}: 0 of 1 updates in, quorum {first.quorum}"
+    assert view_model.headline(store, state, step, "") == line
+    assert view_model.parts(store, "asked")["status"]["is_analysis"]
+    runs.start_run(store, "trained", loading.load("mnist-3v7"), 1)
+    assert not view_model.parts(store, "trained")["status"]["is_analysis"]
+
+
+@pytest.mark.parametrize("path", ["result", "result.txt"])
+def test_a_result_is_for_the_full_token(
+    store: Store, state: RunState, redis_urls: tuple[str, str], tmp_path: Path, path: str
+) -> None:
+    connection = Connection(lambda: Store.open(*redis_urls, tmp_path), tmp_path)
+    access = Access("f" * 20, frozenset({"testserver"}), read_token="r" * 20)
+    with TestClient(build(connection, Configs(None), access)) as client:
+        for token, status in (("r", 403), ("f", 409)):
+            headers = {"Authorization": f"Bearer {token * 20}"}
+            answer = client.get(f"/api/v1/runs/asked/{path}", headers=headers)
+            assert answer.status_code == status, answer.text

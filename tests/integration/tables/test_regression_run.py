@@ -14,8 +14,14 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from starlette.testclient import TestClient
 
+from fl_queue.store import Store
 from fl_queue.store.embedded.server_pair import start
+from fl_queue.web.access import Access
+from fl_queue.web.connection import Connection
+from fl_queue.web.launch import Configs
+from fl_queue.web.server import build
 from tests.support import regression_tables as tables
 from tests.support.federation import Federation
 from tests.support.regression_tables import DIABETES, split
@@ -108,13 +114,15 @@ def test_the_guide(sites: Federation, tmp_path: Path, monkeypatch: pytest.Monkey
     for words in others:
         again = command(sites, *words)
         assert again.returncode == 0, again.stdout + again.stderr
-    # Of every step, though the run keeps the last states alone.
-    assert again.stdout.count(": same, 3 updates") == 8
+        if words[0] == "verify":
+            # Of every step, though the run keeps the last states alone.
+            assert again.stdout.count(": same, 3 updates") == 8
     assert Path("cancer.md").read_text() == _blocks("markdown")[0]
 
     found = json.loads(command(sites, "result", "cancer", "--json").stdout)
     _check_model(json.loads(Path("model.json").read_text()), found)
     assert (found["sites"], found["rows"], found["events"], found["steps"]) == (3, 569, 212, 8)
+    shows_its_result(sites, found)
     pool = tmp_path / "pool"
     pool.mkdir()
     pd.concat([_table(sites.folder, site) for site in (1, 2, 3)]).to_csv(
@@ -125,6 +133,24 @@ def test_the_guide(sites: Federation, tmp_path: Path, monkeypatch: pytest.Monkey
     pooled = json.loads(here.stdout)
     for name in ("coefficients", "covariance", "fit", "steps", "decrement"):
         assert pooled[name] == found[name]
+
+
+def shows_its_result(sites: Federation, found: dict[str, Any]) -> None:
+    """The web page's requests: the result, its tables as text, and no model."""
+    state_dir = sites.redis.state_dir
+    connection = Connection(
+        lambda: Store.open(sites.redis.url, sites.redis.blob_url, state_dir), state_dir
+    )
+    app = build(connection, Configs(None), Access("", frozenset({"testserver"})))
+    with TestClient(app) as client:
+        assert client.get("/api/v1/runs/cancer/result").json() == found
+        text = client.get("/api/v1/runs/cancer/result.txt")
+        assert text.headers["content-type"].startswith("text/plain")
+        assert text.text.startswith("table.csv: 569 rows at 3 sites, 212 events\n")
+        assert "-40.7380" in text.text
+        refused = client.get("/api/v1/runs/cancer/model.safetensors")
+        assert refused.status_code == 409
+        assert refused.json()["message"].endswith("see `fl-queue result cancer`")
 
 
 def test_killed_processes_change_nothing(sites: Federation, tmp_path: Path) -> None:

@@ -90,7 +90,7 @@ def test_every_answer_is_as_described(api: Any) -> None:
 
             check()
 
-    assert len(operations) == 12
+    assert len(operations) == 14
 
 
 def test_no_value_of_any_field_is_a_crash(api: Any) -> None:
