@@ -8,21 +8,21 @@ such groups, so no two of them differ by a few rows.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 
-from fl_queue.analyses import exact_digits
+from fl_queue.analyses import elementary, exact_digits
 from fl_queue.analyses.base import Limits
+from fl_queue.analyses.joined_bins import Groups, is_enough, joined, joined_within
 from fl_queue.analyses.suppression import withheld
 from fl_queue.analyses.telling_sums import is_telling
 from fl_queue.errors import PolicyRefusal
 from fl_queue.metrics.reports import binary, classes, regression
-from fl_queue.metrics.reports.words import TWENTIETHS, on_grid
+from fl_queue.metrics.reports.words import TWENTIETHS, off_grid, on_grid
 from fl_queue.protocol.arrays import Float64s, Int64s
 
 #: Log-odds beyond count as these in a logarithm: 1 less the probability is 2**-53 there.
 _LOUDEST = 36.0
+_LEAST = 2.3195228302435696e-16
 _FEW_OF_A_CLASS = "fewer rows of a class than its min_cell"
 
 
@@ -44,14 +44,13 @@ def of_binary(log_odds: Float64s, truth: Int64s, limits: Limits) -> list[int]:
     least = max(1, limits.min_cell)
     if any(0 < rows < least for rows in counts.sum(axis=1)):
         raise PolicyRefusal(_FEW_OF_A_CLASS)
-    group, lowest, highest = _joined(counts, least, binary.FIRST_POSITIVE)
+    together = joined(counts, least, binary.FIRST_POSITIVE)
     odds = np.clip(np.nan_to_num(log_odds, nan=-np.inf), -700.0, 700.0)
-    p = _probabilities(odds)
+    p = elementary.sigmoid(odds)
     return binary.WORDS.packed(
         {
-            "lowest": _placed(counts, group, lowest),
-            "highest": _placed(counts, group, highest),
-            **_by_twentieths(p, truth, group[bins] if least > 1 else None),
+            **_histograms(counts, _sums_by_bin(odds, truth, bins), together, least),
+            **_by_twentieths(p, truth, together.group[bins] if least > 1 else None),
             "squares": [on_grid((p - truth) ** 2).sum()],
             "losses": [on_grid(_losses(odds, truth)).sum()],
         }
@@ -81,7 +80,7 @@ def of_classes(scores: Float64s, truth: Int64s, limits: Limits) -> list[int]:
     is_hit = (predicted == truth).astype(np.int64)
     hits = int(is_hit.sum())
     is_counted = all(rows == 0 or rows >= least for rows in (hits, len(truth) - hits))
-    squares = on_grid((p * p).sum(axis=1) - 2 * of_truth + 1)
+    squares = on_grid(_squares(p) - 2 * of_truth + 1)
     sure = p.max(axis=1)
     return classes.words(count).packed(
         {
@@ -92,7 +91,7 @@ def of_classes(scores: Float64s, truth: Int64s, limits: Limits) -> list[int]:
             "hits": [hits if is_counted else 0],
             **_of_sureness(sure, is_hit, least),
             "squares": [squares.sum()],
-            "losses": [on_grid(-np.log(np.maximum(of_truth, np.exp(-_LOUDEST)))).sum()],
+            "losses": [on_grid(-elementary.log(np.maximum(of_truth, _LEAST))).sum()],
         }
     )
 
@@ -138,89 +137,69 @@ def _summable(values: Float64s) -> Float64s:
     return np.where(np.abs(values) < exact_digits.LEAST, 0.0, values)
 
 
-def _probabilities(odds: Float64s) -> Float64s:
-    small = np.exp(-np.abs(odds))
-    return np.where(odds >= 0, 1 / (1 + small), small / (1 + small))
-
-
 def _losses(odds: Float64s, truth: Int64s) -> Float64s:
     """-log of the probability of each row's class."""
     against = np.clip(np.where(truth == 1, -odds, odds), -_LOUDEST, _LOUDEST)
-    found: Float64s = np.maximum(against, 0) + np.log1p(np.exp(-np.abs(against)))
+    found: Float64s = np.maximum(against, 0) + elementary.log(1 + elementary.exp(-np.abs(against)))
     return found
 
 
 def _shares(scores: Float64s) -> Float64s:
     """Probabilities (N, C) of scores: their softmax."""
-    raised = np.exp(np.maximum(scores - scores.max(axis=1, keepdims=True), -700.0))
-    found: Float64s = raised / raised.sum(axis=1, keepdims=True)
+    raised = elementary.exp(np.maximum(scores - scores.max(axis=1, keepdims=True), -700.0))
+    total = raised[:, 0]
+    for column in raised.T[1:]:  # In this order on every machine.
+        total = total + column
+    found: Float64s = raised / total[:, None]
     return found
 
 
-def _joined(counts: Int64s, least: int, border: int) -> tuple[Int64s, Int64s, Int64s]:
+def _squares(p: Float64s) -> Float64s:
+    """Sum of squares of each row, (N,), in this order on every machine."""
+    total = np.zeros(len(p))
+    for column in p.T:
+        total = total + column * column
+    return total
+
+
+def _histograms(
+    counts: Int64s, sums: tuple[Int64s, Int64s], together: Groups, least: int
+) -> dict[str, Int64s]:
     """
-    Neighbouring bins as groups, each with no row of a class or at least ``least``.
+    Rows of each class by bins: those of groups of one bin, and those that are joined.
 
     Args:
-        counts: (classes, bins); each class has no row or ``least``.
-        border: First bin after a place that no group extends over, if there are rows enough on either side.
-
-    Returns:
-        Number of the group of each bin, (bins,); first and last bin of each group, (groups,).
+        counts: (2, bins) rows.
+        sums: Of log-odds and of their squares, (2, bins) each.
+        together: Groups of both classes.
     """
-    if least <= 1:
-        each = np.arange(counts.shape[1])
-        return each, each, each
-    ends = _ends(counts[:, :border], least)
-    ends = [*ends, *(border + end for end in _ends(counts[:, border:], least))]
-    while not _are_enough(counts, ends, least):
-        at = _first_of_few(counts, ends, least)
-        # With the neighbour on the same side of the border, if there is one.
-        other = at - 1 if at and (ends[at - 1] != border or at == len(ends) - 1) else at
-        del ends[other]
-    stops = np.array(ends)
-    starts = np.concatenate([[0], stops[:-1]])
-    return np.searchsorted(stops, np.arange(counts.shape[1]), side="right"), starts, stops - 1
-
-
-def _ends(counts: Int64s, least: int) -> list[int]:
-    """Ends of groups of bins from the left, the last of which may have too few rows."""
-    found, sums = [], np.zeros(len(counts), np.int64)
-    for place, rows in enumerate(counts.T, 1):
-        sums = sums + rows
-        if sums.any() and _is_enough(sums, least):
-            found.append(place)
-            sums = np.zeros_like(sums)
-    if not found or sums.any():
-        return [*found, counts.shape[1]]
-    found[-1] = counts.shape[1]
-    return found
-
-
-def _is_enough(sums: Int64s, least: int) -> bool:
-    return bool(((sums == 0) | (sums >= least)).all())
-
-
-def _sums(counts: Int64s, ends: Sequence[int]) -> Int64s:
-    """Rows of each class and group, (classes, groups)."""
-    return np.add.reduceat(counts, [0, *ends[:-1]], axis=1)
-
-
-def _are_enough(counts: Int64s, ends: Sequence[int], least: int) -> bool:
-    return _is_enough(_sums(counts, ends), least)
-
-
-def _first_of_few(counts: Int64s, ends: Sequence[int], least: int) -> int:
-    sums = _sums(counts, ends)
-    return int(np.flatnonzero(((sums > 0) & (sums < least)).any(axis=0))[0])
-
-
-def _placed(counts: Int64s, group: Int64s, places: Int64s) -> Int64s:
-    """Counts (classes, bins) in which the rows of each group stand at one bin of it."""
-    found = np.zeros_like(counts)
+    single, spread = np.zeros_like(counts), np.zeros_like(counts)
+    lowest, highest = (np.zeros((2, binary.WIDE_BINS), np.int64) for _ in range(2))
     for side, rows in enumerate(counts):
-        np.add.at(found[side], places[group], rows)
-    return found
+        groups = joined_within(rows, together, binary.FIRST_POSITIVE, least)
+        is_one = groups.first == groups.last
+        count, total, squares = np.zeros((3, len(groups.first)), np.int64)
+        for found, column in ((count, rows), (total, sums[0][side]), (squares, sums[1][side])):
+            np.add.at(found, groups.group, column)
+        single[side, groups.first[is_one]] = count[is_one]
+        many = ~is_one & (count > 0)
+        first, last, joined = groups.first[many], groups.last[many], count[many]
+        mean = off_grid(total[many]) / joined
+        deviation = np.sqrt(np.maximum(off_grid(squares[many]) / joined - mean * mean, 0.0))
+        for point in (mean - deviation, mean + deviation):
+            np.add.at(spread[side], np.clip(binary.bins_of(point), first, last), joined)
+        np.add.at(lowest[side], binary.wide_of(first), joined)
+        np.add.at(highest[side], binary.wide_of(last), joined)
+    return {"single": single, "spread": spread, "lowest": lowest, "highest": highest}
+
+
+def _sums_by_bin(odds: Float64s, truth: Int64s, bins: Int64s) -> tuple[Int64s, Int64s]:
+    """Sums of log-odds and of their squares, of each class and bin; beyond the outer bins' ends they are there."""
+    bounded = np.clip(odds, -binary.MOST - binary.WIDTH, binary.MOST + binary.WIDTH)
+    found = np.zeros((2, 2, binary.BINS), np.int64)
+    for part, column in zip(found, (bounded, bounded * bounded), strict=True):
+        np.add.at(part, (truth, bins), on_grid(column))
+    return found[0], found[1]
 
 
 def _by_twentieths(p: Float64s, events: Int64s, group: Int64s | None) -> dict[str, Int64s]:
@@ -259,9 +238,9 @@ def _of_sureness(p: Float64s, events: Int64s, least: int) -> dict[str, Int64s]:
         return _by_twentieths(p, events, None)
     place = np.minimum((p * TWENTIETHS).astype(np.int64), TWENTIETHS - 1)
     counts = np.stack([np.bincount(place[events == side], minlength=TWENTIETHS) for side in (0, 1)])
-    if not _is_enough(counts.sum(axis=1), least):
+    if not is_enough(counts.sum(axis=1), least):
         return _by_twentieths(p[:0], events[:0], None)
-    return _by_twentieths(p, events, _joined(counts, least, TWENTIETHS // 2)[0][place])
+    return _by_twentieths(p, events, joined(counts, least, TWENTIETHS // 2).group[place])
 
 
 def _hidden(matrix: Int64s, least: int) -> np.ndarray[tuple[int, ...], np.dtype[np.bool_]]:

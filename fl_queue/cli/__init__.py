@@ -35,6 +35,7 @@ SECTIONS = {
         "watch": "watch:watch",
         "history": "history:history",
         "events": "events:events",
+        "evaluate": "evaluate:evaluate",
         "statistics": "statistics:statistics",
         "regression": "statistics:regression",
         "result": "statistics:result",

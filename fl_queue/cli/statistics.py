@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from fl_queue.cli.completion import config_argument, run_argument
+from fl_queue.cli.evaluate import show
 from fl_queue.cli.options import (
     Deployment,
     collect,
@@ -29,7 +30,13 @@ from fl_queue.config.run_config import RunConfig
 from fl_queue.coordinator.rounds import runs
 from fl_queue.errors import ConfigError
 from fl_queue.experiments import launching
-from fl_queue.reporting import analysis_result, progress, rich_console, survival_tables
+from fl_queue.reporting import (
+    analysis_result,
+    evaluation_report,
+    progress,
+    rich_console,
+    survival_tables,
+)
 
 #: Suffixes of plots.
 _PLOTS = (".png", ".svg", ".pdf")
@@ -153,9 +160,13 @@ def computed(deployment: Deployment, config: RunConfig, name: str) -> dict[str, 
 @json_option
 @connection_options
 def result(deployment: Deployment, run: str, output: Path | None, as_json: bool) -> None:
-    """Show the result of RUN, an analysis of tables."""
+    """Show the result of RUN, an analysis of tables or an evaluation."""
     store = deployment.open()
-    _show(analysis_result.read(store, runs.find_run(store, run)), output, as_json)
+    state = runs.find_run(store, run)
+    if evaluation_report.is_evaluation(store, state):
+        show(evaluation_report.read(store, state), output, as_json)
+        return
+    _show(analysis_result.read(store, state), output, as_json)
 
 
 def _here(

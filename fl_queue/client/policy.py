@@ -98,6 +98,12 @@ RULES: dict[str, Option] = {
         check=_allow_problem,
         newer=True,
     ),
+    "per_site": Option(
+        "bool",
+        True,
+        "whether the figures of an evaluation are shown for this site alone; false: only together with those of others",
+        newer=True,
+    ),
     "share": Option(
         "bool",
         False,
@@ -122,7 +128,7 @@ class SitePolicy:
 
     Args:
         min_rows, min_cell, dominance, max_questions, max_parameters, max_numbers, max_levels, name_levels, columns,
-            never, allow, share, trees: See ``RULES``.
+            never, allow, per_site, share, trees: See ``RULES``.
     """
 
     min_rows: int = RULES["min_rows"].default
@@ -136,6 +142,7 @@ class SitePolicy:
     columns: tuple[str, ...] = ()
     never: tuple[str, ...] = ()
     allow: tuple[str, ...] = ()
+    per_site: bool = True
     share: bool = False
     trees: str = RULES["trees"].default
 

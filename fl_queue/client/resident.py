@@ -17,7 +17,15 @@ from typing import Any
 import numpy as np
 
 from fl_queue.analyses.base import STATE, TOTAL
-from fl_queue.client import client_state, local_update, outbox, state_writing, sums, update_message
+from fl_queue.client import (
+    client_state,
+    evaluation,
+    local_update,
+    outbox,
+    state_writing,
+    sums,
+    update_message,
+)
 from fl_queue.client.asking import Report
 from fl_queue.client.client_state import ClientStateFolder
 from fl_queue.client.kept import Kept
@@ -239,6 +247,11 @@ class Resident:
         try:
             context = context_of(self._site, job.config, job.request, self._ranks)
             task = self._kept.task(job.request, job.config)
+            if job.config.run.purpose == "evaluate":
+                data = self._kept.client_data(task, context)
+                evaluation.check(self._site, job.config, data)
+                can_train = True
+                return Answer(outcome="done", facts=facts_of(task, data, task.check_data(data)))
             calls.check_devices(task, context)
             data = calls.training_data(task, context, self._kept.client_data(task, context))
             counts = task.check_data(data)
@@ -318,17 +331,21 @@ class Resident:
         task = self._kept.task(job.request, job.config)
         context = context_of(self._site, job.config, job.request, self._ranks)
         base = self._base(job)
-        plan = self._plan(job, base)
-        trainer = ClientTrainer(
-            task, base.manifest, base.arrays(), context, plan, base.fetch_base_part
-        )
-        sums = trainer.evaluate(
-            calls.given_data(task, context, self._kept.client_data(task, context))
-        )
+        noted: Mapping[str, str | int] = {}
+        data = self._kept.client_data(task, context)
+        if job.config.run.purpose == "evaluate":
+            model = (base.manifest, base.arrays(), base.fetch_base_part)
+            found, noted = evaluation.answer(self._site, task, model, data, context)
+        else:
+            plan = self._plan(job, base)
+            trainer = ClientTrainer(
+                task, base.manifest, base.arrays(), context, plan, base.fetch_base_part
+            )
+            found = trainer.evaluate(calls.given_data(task, context, data))
         if not self._is_first:
             return Answer(outcome="done")
-        environment = self._environment(task, context, job.request.state.note)
-        return self._keep(replace(job.header("evaluation"), metrics=sums, environment=environment))
+        environment = {**self._environment(task, context, job.request.state.note), **noted}
+        return self._keep(replace(job.header("evaluation"), metrics=found, environment=environment))
 
     def _sums(self, job: _Job) -> Answer:
         failpoints.failpoint("client.started")

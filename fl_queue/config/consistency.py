@@ -28,6 +28,7 @@ def check(settings: RunSettings) -> None:
     _check_quorum(settings)
     if settings.analysis is not None:
         check_analysis(settings)
+    _check_evaluation(settings)
     if settings.is_simulation:
         _check_simulation(settings)
         _check_simulated_quorum(settings)
@@ -63,6 +64,20 @@ def _check_quorum(settings: RunSettings) -> None:
             "round.quorum",
             f"{quorum} is more than round.cohort = {cohort}; lower the quorum or raise the cohort",
         )
+
+
+def _check_evaluation(settings: RunSettings) -> None:
+    """Refuse an evaluation of what is no model, and its rows where a model is trained."""
+    if settings.run.purpose == "train":
+        if settings.run.rows != "all":
+            raise ConfigError("run.rows", 'is for run.purpose = "evaluate"; set it to all')
+        return
+    if settings.analysis is not None:
+        raise ConfigError(
+            "run.purpose", f"{settings.run.task} is no model; set it to train, or name a task"
+        )
+    if settings.is_async:
+        raise ConfigError("round.mode", "an evaluation is one round of all clients; set it to sync")
 
 
 def _check_simulation(settings: RunSettings) -> None:

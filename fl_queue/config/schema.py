@@ -99,6 +99,16 @@ class RunSection(Section):
         f"a built-in task ({', '.join(TASKS)}), an analysis of tables ({', '.join(ANALYSES)}), your own as module:name (a class or a function), or a Flower client as flower:module:name",
         use=FIXED,
     )
+    purpose: Literal["train", "evaluate"] = option(
+        "train",
+        "train: a model is trained; evaluate: the one of model.initial is evaluated on the clients' rows, and the run ends (fl-queue evaluate)",
+        use=Use(fixed=True, newer=True),
+    )
+    rows: Literal["all", "held_out"] = option(
+        "all",
+        "of an evaluation: all rows of a client, or those alone that it holds out from training (data.validation_fraction)",
+        use=Use(fixed=True, newer=True),
+    )
     rounds: int = option(10, "rounds to commit each time the run is started, 1 or more", low=1)
     seed: int = option(
         0,

@@ -59,6 +59,10 @@ class Purpose(StrEnum):
 MAKES_NEXT = (Purpose.train, Purpose.sums)
 
 
+#: Field of an evaluation's environment: 0 where its numbers may be shown only together with those of other clients.
+PER_SITE = "per_site"
+
+
 class Mode(StrEnum):
     """Outcome of a round."""
 

@@ -368,6 +368,7 @@ class Task(ABC):
                 batch_size=self.config.train.evaluation_batch,
                 declared=declared_of(self),
                 ranks=context.ranks,
+                shown=context.shown,
             ),
         )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, TypedDict, Unpack
 
+from fl_queue.analyses.base import Limits
 from fl_queue.common.seeding import seed_for
 from fl_queue.config.run_config import RunConfig
 from fl_queue.errors import ConfigError
@@ -62,6 +63,7 @@ class ClientContext:
         ranks: The processes that train together, with ``--devices``; ``sgd.local_sgd`` and ``evaluate`` get it by
             their options. None: this one alone.
         compiled: Whether the model's passes are compiled, as the site asks for with ``--compile``.
+        shown: What the site shows of its rows, in an evaluation that has a report of them; None: there is none.
         logged: Numbers that ``log`` has noted; None outside a round's training: they are dropped.
     """
 
@@ -84,6 +86,7 @@ class ClientContext:
     min_training: int = 0
     min_batch: int = 1
     logged: TrainingLog | None = None
+    shown: Limits | None = None
     loader_workers: int = 0
     ranks: Ranks | None = None
     compiled: bool = False

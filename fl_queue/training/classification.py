@@ -20,6 +20,7 @@ from torch.nn import functional
 
 from fl_queue import metrics
 from fl_queue.training.batches import named_logits
+from fl_queue.training.scored_rows import ScoredRows
 
 #: The target that ``cross_entropy`` passes over.
 IGNORED = -100
@@ -35,10 +36,14 @@ class Scoring:
     What single outputs (B,) or (B, 1) are is found out from the first batch's loss: equal to binary
     cross entropy of probabilities they are such, equal to a squared or absolute error they are
     predictions of a number, and else they are log-odds of class 1.
+
+    Args:
+        rows: Takes the rows for a report of them; None: there is none.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, rows: ScoredRows | None = None) -> None:
         self._scale: Scale | None = None
+        self._rows = rows
 
     def sums(
         self, output: Any, target: Any, mean_loss: float, count: int | None = None
@@ -55,6 +60,8 @@ class Scoring:
         count = len(target) if count is None else count
         scores = output if isinstance(output, Tensor) else named_logits(output)
         found = self._classes(scores, target, mean_loss)
+        if self._rows is not None:
+            self._rows.add(found, scores, target)
         if found is None:
             return loss_sums(count, mean_loss * count)
         truth, classes = found

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from fl_queue import metrics
-from fl_queue.metrics.kinds import Classification, Declared
+from fl_queue.analyses.base import Limits
+from fl_queue.metrics.kinds import Classification, Declared, Regression
 from fl_queue.training.batches import (
     BatchHooks,
     BatchPass,
@@ -28,6 +29,7 @@ from fl_queue.training.data_loading import LoaderSettings, untouched_generators
 from fl_queue.training.metric_kinds import balanced, kind_sums, own_sums
 from fl_queue.training.ranks import Ranks
 from fl_queue.training.sample_sets import Samples, cut, cuts_of, size_of, whole
+from fl_queue.training.scored_rows import ScoredRows
 
 #: Most samples at a time.
 EVALUATION_BATCH = 256
@@ -49,12 +51,15 @@ class EvaluationOptions:
             the same on every machine.
         declared: The task's metrics; None: those of classes, where outputs and targets are such.
         ranks: The processes that share the batches, and all get the sums of all; None: this one alone.
+        shown: What the site shows of its rows: then there is a report (``metrics.reports``), within that; None: there
+            is none.
     """
 
     hooks: BatchHooks = field(default_factory=BatchHooks)
     batch_size: int = 0
     declared: Declared | None = None
     ranks: Ranks | None = None
+    shown: Limits | None = None
 
 
 def evaluate(
@@ -104,7 +109,8 @@ def evaluate(
             scored.sums(batch, len(chunks[index]))
             for index, batch in zip(mine, batches, strict=True)
         ]
-    return metrics.merge(parts if chosen.ranks is None else _of_all(parts, mine, chosen.ranks))
+    found = metrics.merge(parts if chosen.ranks is None else _of_all(parts, mine, chosen.ranks))
+    return found | scored.report(mine)
 
 
 def _mine(count: int, ranks: Ranks | None) -> list[int]:
@@ -130,8 +136,15 @@ class _Scored:
     """The sums of batches, one after the other. Args: as of ``evaluate``, and its hooks."""
 
     def __init__(self, passing: BatchPass, options: EvaluationOptions, hooks: BatchHooks) -> None:
-        self._passing, self._items = passing, hooks.items
-        self._scoring = BatchScoring(options)
+        self._passing, self._items, self._options = passing, hooks.items, options
+        self._rows = ScoredRows() if options.shown is not None else None
+        self._scoring = BatchScoring(options, self._rows)
+
+    def report(self, mine: list[int]) -> dict[str, Any]:
+        """The report of all batches, where there is one. Args: ``mine``: those of this process."""
+        if self._rows is None or self._options.shown is None:
+            return {}
+        return self._rows.report(self._options.shown, mine, self._options.ranks)
 
     def sums(self, batch: Any, samples: int) -> dict[str, Any]:
         """Sums of a batch."""
@@ -144,11 +157,17 @@ class _Scored:
 
 
 class BatchScoring:
-    """The sums of an evaluation, a batch at a time. Args: ``options``: as of ``evaluate``."""
+    """
+    The sums of an evaluation, a batch at a time.
 
-    def __init__(self, options: EvaluationOptions) -> None:
+    Args:
+        options: As of ``evaluate``.
+        rows: Takes the rows for a report; None: there is none.
+    """
+
+    def __init__(self, options: EvaluationOptions, rows: ScoredRows | None = None) -> None:
         self._declared, self._own = options.declared, options.hooks.own_sums
-        self._scoring = Scoring()
+        self._rows, self._scoring = rows, Scoring(rows)
         self._own_takes_batch = self._own is not None and takes_batch(self._own)
 
     def sums(self, output: Any, batch: Any, mean_loss: float, samples: int) -> dict[str, Any]:
@@ -159,6 +178,8 @@ class BatchScoring:
             ConfigError: Outputs and targets are not of the shapes of a declared kind.
         """
         target = target_of(batch)
+        if self._rows is not None:
+            self._rows.begin_batch()
         if self._declared is None:
             return self._scoring.sums(output, target, mean_loss, samples)
         scores, found = logits_of(output), loss_sums(samples, mean_loss * samples)
@@ -168,6 +189,8 @@ class BatchScoring:
                 found |= balanced(found["confusion"]) if "confusion" in found else {}
             else:
                 found |= kind_sums(kind, scores, target)
+                if isinstance(kind, Regression) and self._rows is not None:
+                    self._rows.add_numbers(scores, target)
         if self._declared.own and self._own is not None:
             returned = self._own(output, batch if self._own_takes_batch else target)
             found |= own_sums(returned, self._declared.own, samples)

@@ -269,6 +269,8 @@ def count_time(store: Store, run: str, number: int) -> float | None:
 def _next_purpose(store: Store, state: RunState, config: RunConfig) -> Purpose | None:
     if state.version is None:
         return Purpose.initialise
+    if config.run.purpose == "evaluate":
+        return Purpose.evaluate if state.evaluated_version != state.version else None
     if config.analysis is not None:
         return Purpose.sums if state.version < state.rounds_wanted else None
     if state.version < state.rounds_wanted and not stopping.why_stop(store, state, config):

@@ -131,7 +131,7 @@ def admit(
     }
     if is_compared(config):
         found = _compared(store, state, config, asked, sites, facts, reference, purpose)
-    elif purpose in MAKES_NEXT and len(facts) < len(asked) and state.waited_s < MAX_WAIT_S:
+    elif _waits(config, purpose) and len(facts) < len(asked) and state.waited_s < MAX_WAIT_S:
         found = EligibleClients([], problem=WAITING)
     else:
         found = EligibleClients(asked)
@@ -151,7 +151,7 @@ def _compared(
 ) -> EligibleClients:
     """The clients that may train, where sites may differ."""
     mode = config.run.preflight
-    if reference is None and purpose == Purpose.evaluate:
+    if reference is None and not _waits(config, purpose) and purpose == Purpose.evaluate:
         return EligibleClients(list(asked))  # They have trained, and were compared before that.
     if reference is None:
         if len(facts) < len(asked) and state.waited_s < MAX_WAIT_S:
@@ -174,6 +174,12 @@ def _compared(
     fit = [client for client in asked if client in facts and site_facts.is_fit(facts[client], most)]
     out = {c: _why_out(facts.get(c), most) for c in asked if c not in fit}
     return EligibleClients(fit, out, unanswered=[client for client in asked if client not in facts])
+
+
+def _waits(config: RunConfig, purpose: Purpose) -> bool:
+    """Whether a round waits for the answers: a closing evaluation is of clients that have trained."""
+    is_first = purpose == Purpose.evaluate and config.run.purpose == "evaluate"
+    return is_first or purpose in MAKES_NEXT
 
 
 def is_asked(config: RunConfig) -> bool:
@@ -308,11 +314,11 @@ def _follow(
     if site.facts is not None:
         again = bool(site.unable) and _is_pause_over(store, site)
         return _ask(store, state, client, site, worker, 1) if again else site
-    return _read_answer(store, state, client, site, worker)
+    return _read_answer(store, state, config, client, site, worker)
 
 
 def _read_answer(
-    store: Store, state: RunState, client: str, site: SiteReport, worker: str
+    store: Store, state: RunState, config: RunConfig, client: str, site: SiteReport, worker: str
 ) -> SiteReport:
     """The record of a client that was asked, with its answer if one has arrived."""
     ticket = JobTicket.from_dict(dict(site.ticket))
@@ -327,7 +333,9 @@ def _read_answer(
         return site
     new = replace(site, facts=facts, unable="")
     if site_facts.CANNOT in facts:
-        why = site_facts.line(f"it cannot train: {facts.get(site_facts.PROBLEM, '')}")
+        why = site_facts.line(
+            f"it cannot {config.run.purpose}: {facts.get(site_facts.PROBLEM, '')}"
+        )
         now = round(store.control.now(), 3)
         new = replace(new, unable=why, since=now, tries=site.tries + 1)
     return new if _write(store, state, client, site, new) else site

@@ -111,7 +111,7 @@ def start_run(
     """
     identifiers.check_run_name(name)
     metric_choice.check_config(config)
-    rounds = rounds if config.analysis is None else config.analysis.steps
+    rounds = _versions_of(config, rounds)
     by = confirmed_changes.new_token()
     while True:
         existing = store.control.runs.id_of(name)
@@ -132,6 +132,13 @@ def start_run(
             state = find_run(store, name)
             store.control.enrolments.pins.require(state.run_id, config.security.require_enrolment)
             return state
+
+
+def _versions_of(config: RunConfig, rounds: int) -> int:
+    """Versions that are made from version 0 on: steps of an analysis, none of an evaluation, else the given rounds."""
+    if config.run.purpose == "evaluate":
+        return 0
+    return rounds if config.analysis is None else config.analysis.steps
 
 
 def _create(

@@ -1,8 +1,9 @@
 """
 The report of a binary target: rows by their log-odds, and the errors of their probabilities.
 
-A site that may not show small counts joins neighbouring bins. Then of each row the lowest and the highest bin are
-known in which it may lie, and each figure has a bound of what that may change.
+A site that may not show small counts joins neighbouring bins, of each class by itself. Of the rows of a group there are
+the lowest and the highest bin in which they may lie (of the wider ones, which lets a report fit into a header), and half
+of them each stand at their mean less and plus their standard deviation. Each figure has a bound of what that may change.
 """
 
 from __future__ import annotations
@@ -19,11 +20,16 @@ from fl_queue.protocol.arrays import Float64s, Int64s
 #: Bins of log-odds: width 0.05 over -20 .. 20, and one beyond either end.
 WIDTH, MOST = 0.05, 20
 BINS = 802
+#: Wide bins: five of the others each, and one beyond either end.
+_WIDE = 5
+WIDE_BINS = (BINS - 2) // _WIDE + 2
 #: The first bin of log-odds of 0 or more, where class 1 is predicted.
 FIRST_POSITIVE = BINS // 2
 WORDS = Words(
-    lowest=(2, BINS),
-    highest=(2, BINS),
+    single=(2, BINS),
+    spread=(2, BINS),
+    lowest=(2, WIDE_BINS),
+    highest=(2, WIDE_BINS),
     rows=(TWENTIETHS,),
     events=(TWENTIETHS,),
     probability=(TWENTIETHS,),
@@ -32,6 +38,7 @@ WORDS = Words(
 )
 NAMES = (
     "accuracy",
+    "accuracy_bound",
     "auc",
     "auc_bound",
     "auc_error",
@@ -45,30 +52,33 @@ NAMES = (
     "mean_probability",
     "rows",
     "sensitivity",
+    "sensitivity_bound",
     "specificity",
+    "specificity_bound",
 )
 
 
 @dataclass(frozen=True)
 class Counts:
     """
-    Rows by the prediction of class 1 at a probability of at least 1/2: between two numbers each.
+    Rows by the prediction of class 1 at a probability of at least 1/2: fewest, most, and as they are likely to be.
 
     Args:
         events, others: Rows of class 1 and of class 0.
-        hits: Fewest and most rows of class 1 that are predicted so.
+        hits: Rows of class 1 that are predicted so.
         rejections: The same of class 0.
     """
 
     events: int
     others: int
-    hits: tuple[int, int]
-    rejections: tuple[int, int]
+    hits: tuple[int, int, float]
+    rejections: tuple[int, int, float]
 
     @property
-    def correct(self) -> tuple[int, int]:
-        """Fewest and most rows that are predicted as they are."""
-        return self.hits[0] + self.rejections[0], self.hits[1] + self.rejections[1]
+    def correct(self) -> tuple[int, int, float]:
+        """Rows that are predicted as they are."""
+        hits, kept = self.hits, self.rejections
+        return hits[0] + kept[0], hits[1] + kept[1], hits[2] + kept[2]
 
 
 @dataclass(frozen=True)
@@ -86,16 +96,30 @@ class BinaryReport:
     def histograms(self) -> roc.Histograms:
         """Rows by bins of log-odds."""
         parts = WORDS.parts(self.words)
-        return roc.Histograms(parts["lowest"], parts["highest"])
+        single, spread = parts["single"], parts["spread"]
+        ends = {"lowest": _first_of_wide, "highest": _last_of_wide}
+        found = {}
+        for name, place in ends.items():
+            found[name] = [[*side] for side in single]
+            for side, rows in enumerate(parts[name]):
+                for at, count in enumerate(rows):
+                    found[name][side][place(at)] += count
+        doubled = [
+            [2 * one + both for one, both in zip(single[side], spread[side], strict=True)]
+            for side in (0, 1)
+        ]
+        return roc.Histograms(found["lowest"], found["highest"], doubled)
 
     @property
     def counts(self) -> Counts:
         """Rows by the prediction."""
         found = self.histograms
         others, events = (sum(side) for side in found.lowest)
-        hits = tuple(sum(side[1][FIRST_POSITIVE:]) for side in (found.lowest, found.highest))
-        kept = tuple(sum(side[0][:FIRST_POSITIVE]) for side in (found.highest, found.lowest))
-        return Counts(events, others, (hits[0], hits[1]), (kept[0], kept[1]))
+        hits = [sum(one[1][FIRST_POSITIVE:]) for one in (found.lowest, found.highest, found.spread)]
+        kept = [sum(one[0][:FIRST_POSITIVE]) for one in (found.highest, found.lowest, found.spread)]
+        return Counts(
+            events, others, (hits[0], hits[1], hits[2] / 2), (kept[0], kept[1], kept[2] / 2)
+        )
 
     @property
     def groups(self) -> list[calibration.Group]:
@@ -115,7 +139,7 @@ class BinaryReport:
 
     def _mean(self, part: str) -> float:
         parts = WORDS.parts(self.words)
-        return off_grid(parts[part][0]) / sum(map(sum, parts["lowest"]))
+        return float(off_grid(parts[part][0]) / sum(parts["rows"]))
 
 
 def size_problem(size: int) -> str:
@@ -131,6 +155,19 @@ def bins_of(log_odds: Float64s) -> Int64s:
     return found
 
 
+def wide_of(bins: Int64s) -> Int64s:
+    """The wide bin of each bin."""
+    return np.where(bins == BINS - 1, WIDE_BINS - 1, (bins + _WIDE - 1) // _WIDE)
+
+
+def _first_of_wide(place: int) -> int:
+    return 0 if place == 0 else BINS - 1 if place == WIDE_BINS - 1 else _WIDE * (place - 1) + 1
+
+
+def _last_of_wide(place: int) -> int:
+    return BINS - 1 if place == WIDE_BINS - 1 else _WIDE * place
+
+
 def centres() -> Float64s:
     """The log-odds in the middle of each bin, (802,); of the two outer ones their inner end."""
     found = (np.arange(BINS) - FIRST_POSITIVE + 0.5) * WIDTH
@@ -143,23 +180,28 @@ def values(words: Sequence[int]) -> dict[str, float]:
     counts, rows = report.counts, report.counts.events + report.counts.others
     if not rows:
         return {}
-    hits, kept = (sum(pair) / 2 for pair in (counts.hits, counts.rejections))
+    hits, kept = counts.hits[2], counts.rejections[2]
     probability = sum(group.probability * group.rows for group in report.groups)
     found = {
         "rows": float(rows),
         "events": float(counts.events),
         "event_rate": counts.events / rows,
         "mean_probability": probability / rows,
-        "accuracy": (hits + kept) / rows,
         "brier": report.brier,
         "log_loss": report.log_loss,
     }
     if predicted := counts.events + hits + counts.others - kept:
         found["f1"] = 2 * hits / predicted
-    if counts.events:
-        found["sensitivity"] = hits / counts.events
-    if counts.others:
-        found["specificity"] = kept / counts.others
+    parts = {
+        "accuracy": (counts.correct, rows),
+        "sensitivity": (counts.hits, counts.events),
+        "specificity": (counts.rejections, counts.others),
+    }
+    for name, ((fewest, most, likely), of) in parts.items():
+        if of:
+            found[name] = likely / of
+        if most > fewest:
+            found[f"{name}_bound"] = max(most - likely, likely - fewest) / of
     if (area := roc.area(report.histograms)) is not None:
         found |= {"auc": area.value, "auc_bound": area.bound}
         found |= {"auc_error": area.error} if area.error is not None else {}

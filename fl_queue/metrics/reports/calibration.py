@@ -60,14 +60,14 @@ def expected_error(found: Sequence[Group]) -> float:
 
 def line(found: Histograms, centres: Float64s) -> Line | None:
     """
-    The logistic regression of the event on the model's log-odds, each in the middle of its bin, by Newton's steps.
+    The logistic regression of the event on the model's log-odds, each row in the middle of its bin, by Newton's steps.
 
     None where one class is missing, all rows are in one bin, or the classes are separated.
 
     Source:
         Cox 1958, Two further applications of a model for binary regression.
     """
-    negatives, positives = (np.array(side, np.float64) for side in found.doubled)
+    negatives, positives = (np.array(side, np.float64) for side in found.spread)
     rows, events = negatives + positives, positives
     if not negatives.any() or not positives.any() or np.count_nonzero(rows) < 2:
         return None

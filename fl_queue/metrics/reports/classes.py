@@ -86,12 +86,12 @@ class ClassesReport:
     @property
     def brier(self) -> float:
         """Mean over the rows of the sum over classes of (p - y)**2, between 0 and 2."""
-        return off_grid(self._parts["squares"][0]) / self.rows
+        return float(off_grid(self._parts["squares"][0])) / self.rows
 
     @property
     def log_loss(self) -> float:
         """Mean of -log of the true class's probability, 36 at most."""
-        return off_grid(self._parts["losses"][0]) / self.rows
+        return float(off_grid(self._parts["losses"][0])) / self.rows
 
 
 def values(numbers: Sequence[int]) -> dict[str, float]:

@@ -22,7 +22,8 @@ def wilson(hits: float, rows: int) -> tuple[float, float]:
     share, square = hits / rows, Z * Z / rows
     middle = (share + square / 2) / (1 + square)
     half = Z * sqrt(share * (1 - share) / rows + square / (4 * rows)) / (1 + square)
-    return max(0.0, middle - half), min(1.0, middle + half)
+    # At the ends rounding would leave 1e-17.
+    return 0.0 if hits <= 0 else middle - half, 1.0 if hits >= rows else middle + half
 
 
 def normal(value: float, error: float, low: float = 0.0, high: float = 1.0) -> tuple[float, float]:

@@ -23,19 +23,12 @@ class Histograms:
     Args:
         lowest: Of class 0 and of class 1, (bins,) each: rows by the lowest bin in which they may be.
         highest: The same by the highest bin.
+        spread: Twice the rows, half of those that are joined at either side of their mean.
     """
 
     lowest: Sequence[Sequence[int]]
     highest: Sequence[Sequence[int]]
-
-    @property
-    def doubled(self) -> tuple[list[int], list[int]]:
-        """Twice the rows of each class by bins, half of a row in its lowest and half in its highest bin."""
-        first, second = (
-            [low + high for low, high in zip(self.lowest[side], self.highest[side], strict=True)]
-            for side in (0, 1)
-        )
-        return first, second
+    spread: Sequence[Sequence[int]]
 
 
 @dataclass(frozen=True)
@@ -62,18 +55,17 @@ def area(found: Histograms) -> Area | None:
         Hanley and McNeil 1982 (the area as a share of pairs); DeLong, DeLong and Clarke-Pearson 1988, equations 4 and 5
         (variance by placements).
     """
-    negatives, positives = found.doubled
+    negatives, positives = found.spread
     others, events = sum(negatives), sum(positives)
     if not others or not events:
         return None
-    # Twice the rows below each bin and half of those in it, of the other class, in units of half a row.
     under = _placements(negatives)
     over = [2 * events - place for place in _placements(positives)]
     won = sum(count * place for count, place in zip(positives, under, strict=True))
     value = Fraction(won, 2 * others * events)
-    pairs = Fraction(others * events, 4)
-    best = Fraction(_pairs(found.lowest[0], found.highest[1], with_equal=True)) / pairs
-    worst = Fraction(_pairs(found.highest[0], found.lowest[1], with_equal=False)) / pairs
+    pairs = others * events // 4
+    best = Fraction(_pairs(found.lowest[0], found.highest[1], with_equal=True), pairs)
+    worst = Fraction(_pairs(found.highest[0], found.lowest[1], with_equal=False), pairs)
     variances = [
         _variance(positives, under, 2 * others, value),
         _variance(negatives, over, 2 * events, value),
@@ -86,7 +78,7 @@ def area(found: Histograms) -> Area | None:
 
 def curve(found: Histograms) -> list[tuple[float, float]]:
     """The points (false positive rate, true positive rate) of the curve, from (0, 0) to (1, 1)."""
-    negatives, positives = found.doubled
+    negatives, positives = found.spread
     others, events = sum(negatives), sum(positives)
     points = [(0.0, 0.0)]
     if not others or not events:
@@ -120,8 +112,8 @@ def _pairs(negatives: Sequence[int], positives: Sequence[int], *, with_equal: bo
 def _variance(
     counts: Sequence[int], placements: Sequence[int], whole: int, value: Fraction
 ) -> Fraction | None:
-    """The variance of the mean placement of a class. Args: ``counts``: twice its rows; ``whole``: of a placement of 1."""
-    rows = Fraction(sum(counts), 2)
+    """The variance of the mean placement of a class. Args: ``counts``: twice its rows; ``whole``: a placement of 1."""
+    rows = sum(counts) // 2
     if rows < 2:
         return None
     squares = sum(

@@ -55,6 +55,6 @@ def on_grid(values: Any) -> Int64s:
     return found
 
 
-def off_grid(total: int) -> float:
-    """The sum of fractions of which these are whole numbers."""
+def off_grid(total: Any) -> Any:
+    """The fractions, or a sum of them, of which these are whole numbers."""
     return total / (1 << GRID_BITS)

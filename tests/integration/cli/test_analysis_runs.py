@@ -74,6 +74,7 @@ def check_refusal(done: Result) -> None:
         ("plot", "asked", "-o", "curve.png"),
         ("metrics", "asked", "numbers", "--to", "csv"),
         ("compare", "asked"),
+        ("evaluate", "asked"),
     ],
     ids=lambda words: words[0],
 )

@@ -82,6 +82,7 @@ def test_trees_are_refused_unless_they_are_allowed(value: str) -> None:
         ("max_numbers", 0.4),
         ("name_levels", False),
         ("allow", ["statistics"]),
+        ("per_site", False),
         ("share", True),
         ("trees", "clear"),
     ],

@@ -82,7 +82,7 @@ def test_what_belongs_to_the_machine_is_not_recorded() -> None:
 def test_a_run_keeps_what_decides_whose_data_and_which_model_it_has() -> None:
     kept = {f"{kind.NAME}.{name}" for kind, name in EVERY_FIELD if is_fixed(f"{kind.NAME}.{name}")}
     assert kept == {
-        "run.task", "run.seed", "clients.kind", "clients.count", "data.source", "data.partition",
+        "run.task", "run.seed", "run.purpose", "run.rows", "clients.kind", "clients.count", "data.source", "data.partition",
         "data.alpha", "data.shards_per_client", "data.samples_per_client", "data.labels_per_client",
         "data.exponent", "data.sizes", "data.noise", "data.rotation", "data.shares", "data.validation_fraction",
         "data.train_per_class", "data.validation_per_class", "aggregation.strategy",

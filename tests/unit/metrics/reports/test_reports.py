@@ -62,7 +62,7 @@ def test_a_binary_report_is_that_of_scikit_learn(
     p = 1 / (1 + np.exp(-odds))
     predicted = (odds >= 0).astype(int)
     (tn, fp), (fn, tp) = reference.confusion_matrix(truth, predicted)
-    assert report.counts == binary.Counts(fn + tp, tn + fp, (tp, tp), (tn, tn))
+    assert report.counts == binary.Counts(fn + tp, tn + fp, (tp, tp, tp), (tn, tn, tn))
     assert (found["rows"], found["events"]) == (569, 212)
     assert found["accuracy"] == reference.accuracy_score(truth, predicted)
     assert found["f1"] == pytest.approx(reference.f1_score(truth, predicted), abs=1e-15)

@@ -1,4 +1,4 @@
-"""Reports of rows that are split over sites, in any way, and what a site's rules leave of them."""
+"""Reports of rows that are split over sites, in any way, and what a site's rules leave of them (``joined_bins``)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fl_queue import metrics
-from fl_queue.analyses import report_sums
+from fl_queue.analyses import joined_bins, report_sums
 from fl_queue.analyses.base import Limits
 from fl_queue.errors import PolicyRefusal
 from fl_queue.metrics import reports
@@ -80,14 +80,14 @@ def test_joined_bins_hide_small_counts_and_the_bound_holds(
         parts.append(words)
         odds.append(z)
         truth.append(y)
-        _check_groups(words, least)
+        _check_groups(words, least, z, y)
         counts, hits = binary.BinaryReport(words).counts, ((z >= 0) & (y == 1)).sum()
         assert counts.hits[0] <= hits <= counts.hits[1]
         assert counts.rejections[0] <= ((z < 0) & (y == 0)).sum() <= counts.rejections[1]
         assert all(
             bound == 0 or bound >= least
             for pair in (counts.hits, counts.rejections)
-            for bound in pair
+            for bound in pair[:2]
         )
     if not parts:
         return
@@ -100,15 +100,25 @@ def test_joined_bins_hide_small_counts_and_the_bound_holds(
     assert abs(found.value - exact) <= found.bound + 1e-12
 
 
-def _check_groups(words: list[int], least: int) -> None:
+def _check_groups(words: list[int], least: int, odds: np.ndarray, truth: np.ndarray) -> None:
     parts = binary.WORDS.parts(words)
-    for side in (*parts["lowest"], *parts["highest"]):
+    for side in (
+        side for name in ("single", "spread", "lowest", "highest") for side in parts[name]
+    ):
         assert all(rows == 0 or rows >= least for rows in side)
     for rows, events in zip(parts["rows"], parts["events"], strict=True):
         assert all(count == 0 or count >= least for count in (events, rows - events))
-    # Sums of groups alone: from any twentieth to the next, whole groups are passed.
-    cumulated = {0, *np.cumsum(np.sum(parts["highest"], axis=0)).tolist()}
-    assert {*np.cumsum(parts["rows"]).tolist()} <= cumulated
+    # Ends of groups of both classes are ends of each class's, and no twentieth ends within one.
+    bins = binary.bins_of(odds)
+    counts = np.stack([np.bincount(bins[truth == side], minlength=binary.BINS) for side in (0, 1)])
+    together = joined_bins.joined(counts, least, binary.FIRST_POSITIVE)
+    sent = np.stack([np.subtract(parts["rows"], parts["events"]), parts["events"]])
+    for side, rows in enumerate(counts):
+        groups = joined_bins.joined_within(rows, together, binary.FIRST_POSITIVE, least)
+        assert joined_bins.is_enough(np.bincount(groups.group, rows).astype(int), least)
+        assert {*together.last.tolist()} <= {*groups.last.tolist()}
+        below = np.cumsum(rows)[together.last]
+        assert {*np.cumsum(sent[side]).tolist()} <= {0, *below.tolist()}
 
 
 @settings(max_examples=20)

@@ -1,0 +1,192 @@
+"""``fl-queue evaluate`` with real sites: its figures, what sites withhold, its errors, and a client killed in its round."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from sklearn import metrics as reference
+
+from fl_queue.store.embedded.server_pair import start
+from tests.support import breast_cancer
+from tests.support.federation import Federation
+from tests.support.server_binaries import chosen_server
+from tests.support.table_sites import start_sites
+
+FRAME = breast_cancer.frame()
+PARTS = [FRAME.iloc[:250], FRAME.iloc[250:420], FRAME.iloc[420:]]
+OPEN = "min_rows = 1\nmin_cell = 1\n"
+
+
+@pytest.fixture(scope="module")
+def sites(tmp_path_factory: pytest.TempPathFactory, no_process_left: None) -> Iterator[Federation]:
+    """An aggregator and three sites, a model's file and its config."""
+    folder = tmp_path_factory.mktemp("evaluation")
+    (folder / "cancer.toml").write_text(breast_cancer.CONFIG)
+    breast_cancer.write_model(folder / "model.safetensors", breast_cancer.weights())
+    with start(folder / "state", server=chosen_server()) as redis:
+        made = Federation(redis, folder, clients=0, evaluator=False)
+        try:
+            start_sites(made, PARTS, OPEN)
+            yield made
+        finally:
+            made.close()
+
+
+def command(sites: Federation, *words: str) -> subprocess.CompletedProcess[str]:
+    """Run ``fl-queue`` on the servers of these sites, in their folder."""
+    return subprocess.run(
+        [sys.executable, "-m", "fl_queue", *words, "--state-dir", str(sites.redis.state_dir)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=sites.environment,
+        cwd=sites.folder,
+        check=False,
+    )
+
+
+def report(sites: Federation, *words: str) -> dict[str, Any]:
+    """The report of an evaluation."""
+    done = command(sites, "evaluate", *words, "--json")
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def policies(sites: Federation, *texts: str) -> None:
+    """Give each site its policy."""
+    for number, text in enumerate(texts, 1):
+        (sites.folder / f"site-{number}.toml").write_text(text)
+
+
+def test_a_model_at_all_sites(sites: Federation) -> None:
+    """The golden area, and scikit-learn's figures of the pooled table; a site that is killed meanwhile answers again."""
+    fired = sites.arm("rows.read", "kill", "site-2")
+    found = report(sites, "model.safetensors", "cancer.toml", "-o", "report.md")
+    assert fired.exists()
+    figures, odds, truth = found["metrics"], breast_cancer.log_odds(FRAME), FRAME["malignant"]
+    assert (found["sites"], found["rows"], figures["events"]["value"]) == (3, 569, 212)
+    assert figures["auc"]["value"] == pytest.approx(0.9855451615, abs=2e-5)
+    assert abs(figures["auc"]["value"] - 0.9855980128) <= figures["auc"]["bound"] + 1e-5
+    assert figures["auc"]["error"] == pytest.approx(0.0039356865, abs=1e-5)
+    assert figures["accuracy"]["value"] == reference.accuracy_score(truth, odds > 0)
+    p = 1 / (1 + np.exp(-odds))
+    assert figures["brier"]["value"] == pytest.approx(
+        reference.brier_score_loss(truth, p), abs=1e-5
+    )
+    assert figures["auc"]["sites"] == 3
+    assert figures["auc"]["rows"] == 569
+    for name, part in zip(sorted(found["per_site"]), PARTS, strict=True):
+        own = found["per_site"][name]
+        assert own["rows"]["value"] == len(part)
+        area = reference.roc_auc_score(part["malignant"], breast_cancer.log_odds(part))
+        assert abs(own["auc"]["value"] - area) <= own["auc"]["bound"] + 1e-4
+    assert [sum(group[key] for group in found["calibration"]) for key in ("rows", "events")] == [
+        569,
+        212,
+    ]
+
+    text = (sites.folder / "report.md").read_text()
+    assert text.startswith("# model.safetensors: 569 rows (212 events) at 3 sites")
+    shown = command(sites, "result", "model-evaluation", "--json", "-o", "curves.svg")
+    assert json.loads(shown.stdout) == found, shown.stderr
+    assert (sites.folder / "curves.svg").read_text().count("<svg") == 1
+    taken = command(
+        sites, "evaluate", "model.safetensors", "cancer.toml", "--run", "model-evaluation"
+    )
+    assert taken.returncode == 2
+    assert "see it with `fl-queue result model-evaluation`" in taken.stderr
+
+
+def test_sites_decide_on_what_they_show(sites: Federation) -> None:
+    """Small counts are joined, a site is in the total alone, and one that does not evaluate is left out and named."""
+    policies(sites, "min_cell = 10\n", "per_site = false\n", 'allow = ["train"]\n')
+    try:
+        found = report(sites, "model.safetensors", "cancer.toml")
+        assert (found["sites"], found["rows"], found["hidden_sites"]) == (2, 420, 1)
+        assert found["per_site"] == {}
+        assert "evaluate is not in its list (allow)" in found["left_out"]["site-3"]
+        area = found["metrics"]["auc"]
+        first = FRAME.iloc[:420]
+        exact = reference.roc_auc_score(first["malignant"], breast_cancer.log_odds(first))
+        assert abs(area["value"] - exact) <= area["bound"]
+        assert area["value"] == pytest.approx(exact, abs=0.01)
+        assert all(
+            count == 0 or count >= 10
+            for group in found["calibration"]
+            for count in (group["events"], group["rows"] - group["events"])
+        )
+        record = sites.store.control.history.records(
+            sites.store.control.runs.id_of(found["run"]) or ""
+        )[-1]
+        assert not record.client_validation["site-2"]
+    finally:
+        policies(sites, OPEN, OPEN, OPEN)
+
+
+def test_a_trained_run_and_a_site_that_only_evaluates(sites: Federation) -> None:
+    """The third site takes no part in the training, and validates its newest version, held-out rows or all."""
+    policies(sites, OPEN, OPEN, OPEN + 'allow = ["evaluate"]\n')
+    try:
+        done = command(
+            sites, "start-round", "cancer.toml", "--run", "trained", "--set", "run.rounds=1",
+            "--set", "run.evaluate_every=0",
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        found = report(sites, "trained", "--set", 'clients.include=["site-3"]')
+        assert (found["sites"], found["rows"]) == (1, 149)
+        assert found["model"]["file"] == "trained-version-1.safetensors"
+        held_out = report(sites, "trained@0", "cancer.toml", "--held-out")
+        assert held_out["rows"] < 569 / 4
+        assert held_out["sites"] == 3
+    finally:
+        policies(sites, OPEN, OPEN, OPEN)
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (["nothing.safetensors", "cancer.toml"], 3, "no such file"),
+        (["model.safetensors"], 2, "CONFIG: is missing"),
+        (["cancer.toml", "cancer.toml"], 2, "the suffix is none of .safetensors"),
+        (["unknown", "cancer.toml"], 2, "there is no such run"),
+        (
+            ["model.safetensors", "cancer.toml", "-o", "report.doc"],
+            2,
+            "the suffix is none of .json",
+        ),
+    ],
+)
+def test_what_cannot_be_evaluated(
+    sites: Federation, words: list[str], code: int, message: str
+) -> None:
+    """It is refused before a run begins, with the fix."""
+    done = command(sites, "evaluate", *words)
+    assert message in done.stderr
+    assert done.returncode == code
+
+
+def test_a_model_of_another_task_and_sites_that_refuse(sites: Federation) -> None:
+    """The tensor is named; and so are the sites and their reasons, where none evaluates."""
+    other = breast_cancer.weights()
+    other["head.weight"] = other.pop("layers.0.weight")
+    breast_cancer.write_model(sites.folder / "other.safetensors", other)
+    done = command(sites, "evaluate", "other.safetensors", "cancer.toml")
+    assert done.returncode == 4
+    assert "tensor 'layers.0.weight' is missing" in done.stderr
+    policies(sites, 'allow = ["train"]\n', "min_rows = 300\n", 'allow = ["train"]\n')
+    try:
+        refused = command(sites, "evaluate", "model.safetensors", "cancer.toml")
+        assert refused.returncode == 4
+        [line] = [line for line in refused.stderr.splitlines() if line.startswith("Error: ")]
+        assert "no site has evaluated the model" in line
+        assert "site-2: it cannot evaluate" in line
+        assert "the table has fewer rows than its min_rows" in line
+    finally:
+        policies(sites, OPEN, OPEN, OPEN)
