@@ -52,8 +52,9 @@ def context_of(
     if request.call != Call.score:
         rules = policy.read(site.policy) if site.policy else None
         if rules is not None:
-            # Whether it can be read is asked before either.
-            rules.check_training(config, is_evaluated=request.call in (Call.evaluate, Call.facts))
+            # Facts are asked for before a run: they are answered for what it does.
+            is_evaluated = request.call == Call.evaluate or config.run.purpose == "evaluate"
+            rules.check_training(config, is_evaluated=is_evaluated)
         place |= {
             "max_examples": site.max_examples,
             "min_examples": site.min_examples,

@@ -110,6 +110,7 @@ def renderables(found: Mapping[str, Any]) -> Iterator[RenderableType]:
     """The report for a terminal."""
     yield rich_console.text(headline(found))
     for part in parts(found):
+        yield rich_console.text(part.title)
         table = rich_console.table(*part.columns)
         for row in part.rows:
             table.add_row(*row)

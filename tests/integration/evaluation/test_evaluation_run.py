@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from sklearn import metrics as reference
 
+from fl_queue.protocol.records import Outcome
 from fl_queue.store.embedded.server_pair import start
 from tests.support import breast_cancer
 from tests.support.federation import Federation
@@ -21,13 +25,19 @@ from tests.support.table_sites import start_sites
 FRAME = breast_cancer.frame()
 PARTS = [FRAME.iloc[:250], FRAME.iloc[250:420], FRAME.iloc[420:]]
 OPEN = "min_rows = 1\nmin_cell = 1\n"
+GUIDE = (Path(__file__).parents[3] / "docs/guides/evaluation.md").read_text()
+#: The guide's commands, without the program's name: of a file, of a run, and the result.
+OF_A_FILE, OF_A_RUN, RESULT = (
+    shlex.split(line)[1:] for line in re.findall(r"^fl-queue .*", GUIDE, re.MULTILINE)
+)
+[RULES] = re.findall(r"^```toml\n(.*?)^```", GUIDE, re.DOTALL | re.MULTILINE)
 
 
 @pytest.fixture(scope="module")
 def sites(tmp_path_factory: pytest.TempPathFactory, no_process_left: None) -> Iterator[Federation]:
     """An aggregator and three sites, a model's file and its config."""
     folder = tmp_path_factory.mktemp("evaluation")
-    (folder / "cancer.toml").write_text(breast_cancer.CONFIG)
+    (folder / "study.toml").write_text(breast_cancer.CONFIG)
     breast_cancer.write_model(folder / "model.safetensors", breast_cancer.weights())
     with start(folder / "state", server=chosen_server()) as redis:
         made = Federation(redis, folder, clients=0, evaluator=False)
@@ -68,7 +78,7 @@ def policies(sites: Federation, *texts: str) -> None:
 def test_a_model_at_all_sites(sites: Federation) -> None:
     """The golden area, and scikit-learn's figures of the pooled table; a site that is killed meanwhile answers again."""
     fired = sites.arm("rows.read", "kill", "site-2")
-    found = report(sites, "model.safetensors", "cancer.toml", "-o", "report.md")
+    found = report(sites, *OF_A_FILE[1:])
     assert fired.exists()
     figures, odds, truth = found["metrics"], breast_cancer.log_odds(FRAME), FRAME["malignant"]
     assert (found["sites"], found["rows"], figures["events"]["value"]) == (3, 569, 212)
@@ -94,11 +104,11 @@ def test_a_model_at_all_sites(sites: Federation) -> None:
 
     text = (sites.folder / "report.md").read_text()
     assert text.startswith("# model.safetensors: 569 rows (212 events) at 3 sites")
-    shown = command(sites, "result", "model-evaluation", "--json", "-o", "curves.svg")
+    shown = command(sites, *RESULT, "--json")
     assert json.loads(shown.stdout) == found, shown.stderr
-    assert (sites.folder / "curves.svg").read_text().count("<svg") == 1
+    assert (sites.folder / "curves.png").read_bytes().startswith(b"\x89PNG")
     taken = command(
-        sites, "evaluate", "model.safetensors", "cancer.toml", "--run", "model-evaluation"
+        sites, "evaluate", "model.safetensors", "study.toml", "--run", "model-evaluation"
     )
     assert taken.returncode == 2
     assert "see it with `fl-queue result model-evaluation`" in taken.stderr
@@ -106,9 +116,9 @@ def test_a_model_at_all_sites(sites: Federation) -> None:
 
 def test_sites_decide_on_what_they_show(sites: Federation) -> None:
     """Small counts are joined, a site is in the total alone, and one that does not evaluate is left out and named."""
-    policies(sites, "min_cell = 10\n", "per_site = false\n", 'allow = ["train"]\n')
+    policies(sites, "min_cell = 10\n", RULES, 'allow = ["train"]\n')
     try:
-        found = report(sites, "model.safetensors", "cancer.toml")
+        found = report(sites, "model.safetensors", "study.toml")
         assert (found["sites"], found["rows"], found["hidden_sites"]) == (2, 420, 1)
         assert found["per_site"] == {}
         assert "evaluate is not in its list (allow)" in found["left_out"]["site-3"]
@@ -135,14 +145,21 @@ def test_a_trained_run_and_a_site_that_only_evaluates(sites: Federation) -> None
     policies(sites, OPEN, OPEN, OPEN + 'allow = ["evaluate"]\n')
     try:
         done = command(
-            sites, "start-round", "cancer.toml", "--run", "trained", "--set", "run.rounds=1",
-            "--set", "run.evaluate_every=0",
+            sites, "start-round", "study.toml", "--set", "run.rounds=1", "--set", "run.evaluate_every=0"
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
-        found = report(sites, "trained", "--set", 'clients.include=["site-3"]')
+        run = sites.store.control.runs.id_of("study") or ""
+        [trained] = [
+            record
+            for record in sites.store.control.history.records(run)
+            if record.outcome == Outcome.committed
+        ]
+        assert sorted(trained.accepted) == ["site-1", "site-2"]
+        assert "train is not in its list (allow)" in trained.ineligible["site-3"]
+        found = report(sites, "study", "--set", 'clients.include=["site-3"]')
         assert (found["sites"], found["rows"]) == (1, 149)
-        assert found["model"]["file"] == "trained-version-1.safetensors"
-        held_out = report(sites, "trained@0", "cancer.toml", "--held-out")
+        assert found["model"]["file"] == "study-version-1.safetensors"
+        held_out = report(sites, *OF_A_RUN[1:])
         assert held_out["rows"] < 569 / 4
         assert held_out["sites"] == 3
     finally:
@@ -152,12 +169,12 @@ def test_a_trained_run_and_a_site_that_only_evaluates(sites: Federation) -> None
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [
-        (["nothing.safetensors", "cancer.toml"], 3, "no such file"),
+        (["nothing.safetensors", "study.toml"], 3, "no such file"),
         (["model.safetensors"], 2, "CONFIG: is missing"),
-        (["cancer.toml", "cancer.toml"], 2, "the suffix is none of .safetensors"),
-        (["unknown", "cancer.toml"], 2, "there is no such run"),
+        (["study.toml", "study.toml"], 2, "the suffix is none of .safetensors"),
+        (["unknown", "study.toml"], 2, "there is no such run"),
         (
-            ["model.safetensors", "cancer.toml", "-o", "report.doc"],
+            ["model.safetensors", "study.toml", "-o", "report.doc"],
             2,
             "the suffix is none of .json",
         ),
@@ -177,12 +194,12 @@ def test_a_model_of_another_task_and_sites_that_refuse(sites: Federation) -> Non
     other = breast_cancer.weights()
     other["head.weight"] = other.pop("layers.0.weight")
     breast_cancer.write_model(sites.folder / "other.safetensors", other)
-    done = command(sites, "evaluate", "other.safetensors", "cancer.toml")
+    done = command(sites, "evaluate", "other.safetensors", "study.toml")
     assert done.returncode == 4
     assert "tensor 'layers.0.weight' is missing" in done.stderr
     policies(sites, 'allow = ["train"]\n', "min_rows = 300\n", 'allow = ["train"]\n')
     try:
-        refused = command(sites, "evaluate", "model.safetensors", "cancer.toml")
+        refused = command(sites, "evaluate", "model.safetensors", "study.toml")
         assert refused.returncode == 4
         [line] = [line for line in refused.stderr.splitlines() if line.startswith("Error: ")]
         assert "no site has evaluated the model" in line

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -93,27 +94,32 @@ def test_all_columns_of_a_file_are_not_taken_where_some_are_hidden(tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    ("allow", "answered"),
+    ("allow", "purpose", "answered"),
     [
-        ([], {Call.train, Call.evaluate, Call.facts}),
-        (["train"], {Call.train, Call.evaluate, Call.facts}),
-        (["evaluate", "statistics"], {Call.evaluate, Call.facts}),
-        (["statistics"], set()),
+        ([], "train", {Call.train, Call.evaluate, Call.facts}),
+        (["train"], "train", {Call.train, Call.evaluate, Call.facts}),
+        (["evaluate", "statistics"], "train", {Call.evaluate}),
+        (["evaluate", "statistics"], "evaluate", {Call.evaluate, Call.facts}),
+        (["statistics"], "train", set()),
+        (["statistics"], "evaluate", set()),
     ],
 )
 def test_a_site_answers_what_is_in_its_list(
-    tmp_path: Path, allow: list[str], answered: set[Call]
+    tmp_path: Path, allow: list[str], purpose: str, answered: set[Call]
 ) -> None:
+    """Facts are asked for before a run, and refused where the site would refuse its rounds."""
     one = job(site(tmp_path, f"allow = {allow}"))
-    for call in (Call.train, Call.evaluate, Call.facts):
+    config = replace(one.config, run=replace(one.config.run, purpose=purpose))
+    calls = (Call.evaluate, Call.facts, *[Call.train][: purpose == "train"])
+    for call in calls:
         request = one.request(call)
         if call in answered:
-            assert site_task.context_of(one.site, one.config, request).client == "a"
+            assert site_task.context_of(one.site, config, request).client == "a"
         else:
             with pytest.raises(PolicyRefusal, match=r"is not in its list \(allow\)"):
-                site_task.context_of(one.site, one.config, request)
+                site_task.context_of(one.site, config, request)
     # Test data are the evaluator's own.
-    assert site_task.context_of(one.site, one.config, one.request(Call.score))
+    assert site_task.context_of(one.site, config, one.request(Call.score))
 
 
 def test_an_analysis_is_in_the_list_or_is_not_made(tmp_path: Path) -> None:
