@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fl_queue.analyses.base import Block, SiteRows, counts, flags
+from fl_queue.analyses.differencing import isolates_few
 from fl_queue.analyses.suppression import Mask, withheld
 from fl_queue.analyses.time_grids import Curve
 from fl_queue.errors import DataError, PolicyRefusal
@@ -198,13 +199,16 @@ def differ_by_few(
     """
     Whether counts of two questions about the same times show few rows, subtracted from each other.
 
-    Every interval that the points of both make has to have rows enough, in each group that the levels of both make.
+    Every interval that the points of both make has to have rows enough, in each group that the levels of both make. Of
+    two categories no group may lie within one of the other with few rows between them: their times would follow.
 
     Args:
         codes: Of the two, as of ``Rows.of_table``.
     """
     both = Curve(one.time, one.event, "", (), tuple(sorted({*one.points, *other.points})))
     folded = [_folded(*pair, table, least) for pair in zip((one, other), codes, strict=True)]
+    if one.category and other.category and one.category != other.category:
+        return isolates_few(folded[0], folded[1], least)
     width = int(folded[1].max(initial=0)) + 1
     place = folded[0] * width + folded[1]
     kinds, group = np.unique(place, return_inverse=True)
@@ -213,8 +217,8 @@ def differ_by_few(
     return not are_enough(found.counts(len(kinds), len(both.points) + 1), least)
 
 
-def _folded(curve: Curve, codes: Codes | None, table: SiteRows, least: int) -> Codes:
+def _folded(curve: Curve, codes: Codes | None, table: SiteRows, least: int) -> Int64s:
     """The group of each row without a gap; those that are withheld are one."""
     rows = Rows.of_table(curve, table, codes)
     hidden = hidden_groups(rows.counts(curve.size, len(curve.points) + 1), least)
-    return np.where(hidden[rows.codes], curve.size, rows.codes)
+    return np.where(hidden[rows.codes], curve.size, rows.codes).astype(np.int64)

@@ -45,10 +45,8 @@ class Curve:
         return f"survival {self.name}: {len(points)} times from {points[0]:g} to {points[-1]:g}"
 
     def is_compared(self, other: Curve) -> bool:
-        """Whether counts of one may be subtracted from those of the other; those by another category are not."""
-        if self == other or (self.time, self.event) != (other.time, other.event):
-            return False
-        return not (self.category and other.category) or self.category == other.category
+        """Whether counts of one may be subtracted from those of the other."""
+        return self != other and (self.time, self.event) == (other.time, other.event)
 
     @property
     def size(self) -> int:

@@ -267,7 +267,7 @@ def _check_curves(found: SiteTable) -> None:
                 one, other, table, codes, found.policy.min_cell
             ):
                 raise PolicyRefusal(
-                    f"survival {one.name}, and what was asked before or with it at other times, differ by too few rows "
+                    f"survival {one.name}, and what was asked before or with it about these times, differ by too few rows "
                     "(min_cell)"
                 )
 

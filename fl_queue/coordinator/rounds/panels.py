@@ -20,6 +20,10 @@ from fl_queue.store import RoundState, RunState
 _NAMED = 8
 #: Characters of a client's own words.
 _CAUSE = 300
+#: Of an abandoned step, also of the last one: then the run has failed.
+_WAIT = (
+    "the whole panel is to answer, in at most round.max_abandoned attempts (task.on_loss = wait)"
+)
 
 
 @dataclass(frozen=True)
@@ -82,7 +86,7 @@ class PanelRound:
         what = f"step {lost[0].step}: {text}{more}"
         of_all = f"{left} of {len(self.panel.clients)} left"
         if self.on_loss == "wait":
-            return Ending(Outcome.abandoned, f"{what}; it is asked again (task.on_loss = wait)")
+            return Ending(Outcome.abandoned, f"{what}; {_WAIT}")
         if self.on_loss == "fail":
             return Ending(Outcome.abandoned, f"{what}; {of_all} (task.on_loss = fail)", fails=True)
         if left < self.panel.quorum:

@@ -108,6 +108,36 @@ def test_times_that_cut_off_a_few_rows_are_refused(
     assert [entry.run_id for entry in book.entries()] == ["s"]
 
 
+@pytest.mark.parametrize("more", [3, 0, 12])
+def test_curves_by_two_categories_that_differ_by_a_few_rows(
+    site: WorkerSettings, more: int
+) -> None:
+    """A ward with few patients is withheld with another one; the hospital less the first ward shows its times."""
+    wards = ["a"] * 60 + ["b"] * more + ["c"] * 40 + ["d"] * 40
+    rows = [
+        f"{row % 2 + 1},{row // 2 % 2},{ward},{'x' if ward in 'ab' else 'y'}"
+        for row, ward in enumerate(wards)
+    ]
+    text = "\n".join(["months,died,ward,hospital", *rows])
+    (Path(site.data_dir) / "table.csv").write_text(text + "\n")
+    (site.state_dir.parent / "site.toml").write_text("min_rows = 50\nmin_cell = 5\n")
+    times: dict[str, Any] = {"time_grid": [5]}
+    by_hospital = config(
+        survival=["months died by hospital"], levels={"hospital": ["x", "y"]}, **times
+    )
+    by_ward = config(
+        survival=["months died by ward"], levels={"ward": ["a", "b", "c", "d"]}, **times
+    )
+    answer(site, by_hospital)
+    if more != 3:
+        answer(site, by_ward, "s")
+        return
+    with pytest.raises(
+        PolicyRefusal, match="survival months died by ward, and what was asked before"
+    ):
+        answer(site, by_ward, "s")
+
+
 def test_groups_of_an_earlier_question_are_compared_too(site: WorkerSettings) -> None:
     """Asked one after the other, in two runs."""
     answer(site, config(numbers=["age"], levels={"hospital": ["x"]}, groups=["age by hospital"]))

@@ -78,6 +78,7 @@ def test_a_loss_ends_a_step_at_once(on_loss: str, fails: bool) -> None:
     assert (found.fails, found.panel) == (fails, None)
     assert found.reason.startswith("step 4: c: no; ")
     assert f"task.on_loss = {on_loss}" in found.reason
+    assert fails or "round.max_abandoned" in found.reason
 
 
 def test_losses_add_up() -> None:
