@@ -39,6 +39,8 @@ EVALUATOR = ("client.started", "outbox.written", "update.pushed", "version.score
 BASE_PART = ("base.written", "base.published", "base.fetched", "round.committed")
 #: Of analyses; ``test_sums_kills`` has sites with tables.
 SUMS = ("rows.read", "ledger.noted")
+#: Of fits; as ``test_fit_kills`` has it.
+FITS = ("panel.shrunk",)
 HEALER = ("heal.given-back", "heal.healed", "heal.replaced")
 #: Where a Redis is killed while a process stands still there: before and after each of its writes.
 REDIS = [
@@ -232,7 +234,7 @@ def test_redis_killed_while_a_process_is_at(
 
 
 def test_every_point_is_walked_and_every_point_that_is_walked_exists() -> None:
-    walked = {*CLIENT, *AGGREGATOR, *EVALUATOR, *HEALER, *BASE_PART, *SUMS, "run.created"}
+    walked = {*CLIENT, *AGGREGATOR, *EVALUATOR, *HEALER, *BASE_PART, *SUMS, *FITS, "run.created"}
     source = "".join(
         path.read_text()
         for folder in ("fl_queue", "workers")
