@@ -363,8 +363,15 @@ def _choice_reader(choices: Mapping[str, Any]) -> Reader:
     return read
 
 
+#: Of the types of a union, in which they are tried: a whole number is no float first, and what is left is no text.
+_RANKS: Mapping[Any, int] = {bool: 0, int: 1, float: 2, str: 4}
+_OTHER_RANK = 3
+
+
 def _union_reader(args: tuple[Any, ...], optional: frozenset[str] | None) -> Reader:
-    readers = [reader(arg, optional) for arg in args if arg is not type(None)]
+    # Python takes int | str and str | int for equal, so one reader serves both: its order must be that of neither.
+    ordered = sorted(args, key=lambda arg: (_RANKS.get(arg, _OTHER_RANK), repr(arg)))
+    readers = [reader(arg, optional) for arg in ordered if arg is not type(None)]
     is_optional = len(readers) < len(args)
 
     def read(value: Any) -> Any:

@@ -45,6 +45,17 @@ class Outer:
     free: Annotated[Mapping[str, Any], PlainData(5, 4, 2)] = field(default_factory=dict)
 
 
+@pytest.mark.parametrize("hint", [str | int, int | str])
+def test_a_union_is_read_the_same_in_whichever_order_it_was_first_declared(hint: Any) -> None:
+    with pytest.raises(Invalid, match="is a float, not text"):
+        schema.check(hint, 1.5)
+
+
+@pytest.mark.parametrize("hint", [float | int, int | float])
+def test_a_whole_number_of_a_union_stays_one(hint: Any) -> None:
+    assert type(schema.check(hint, 3)) is int
+
+
 def test_a_record_is_read_with_the_records_in_it() -> None:
     raw = {
         "inner": {"count": 1},
