@@ -216,11 +216,16 @@ def reopen(store: Store, run: str, states: Collection[str], by: str) -> bool:
 
 
 def publish_evaluation(store: Store, ticket: JobTicket) -> bool:
-    """Publish the evaluation of a version, unless it was published before; returns whether it was now."""
+    """
+    Publish the evaluation of a version, unless it was published before; returns whether it was now.
+
+    Nothing is written of a run that has been deleted meanwhile.
+    """
     key, version = keyspace.evaluations(ticket.run), str(ticket.number)
+    run = keyspace.run(ticket.run)
 
     def body(pipe: Pipeline) -> Callable[[], None] | None:
-        if pipe.hexists(key, version):
+        if not pipe.exists(run) or pipe.hexists(key, version):
             return None
 
         def write() -> None:
@@ -229,7 +234,7 @@ def publish_evaluation(store: Store, ticket: JobTicket) -> bool:
 
         return write
 
-    return store.control.transact([key], body)
+    return store.control.transact([key, run], body)
 
 
 def write_site_report(

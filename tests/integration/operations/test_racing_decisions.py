@@ -18,6 +18,9 @@ from fl_queue.errors import RunStateError
 from fl_queue.protocol.events import RunCompleted
 from fl_queue.reporting import event_lines, progress
 from fl_queue.store import RunState, Store, keyspace
+from fl_queue.store.jobs import rq_types
+from fl_queue.store.jobs.dispatch import JobTicket
+from fl_queue.store.transactions import runs as transactions
 from fl_queue.web import view_model
 from tests.support.manual_run import NAME, ManualRun
 from tests.support.proxy import Loss, Proxy
@@ -216,3 +219,18 @@ def test_a_run_without_a_version_is_never_at_version_none(store: Store, tmp_path
     texts.append(runs.describe_state(store, completed))
     assert "before its version 0" in texts[0]
     assert not [text for text in texts if "None" in text or "version none" in text]
+
+
+def test_no_evaluation_of_a_run_that_has_been_deleted_is_published(store: Store) -> None:
+    def published(run: str) -> bool:
+        return transactions.publish_evaluation(
+            store,
+            JobTicket("evaluator", rq_types.EVALUATE, keyspace.EVALUATE_QUEUE, run, 0, 60),
+        )
+
+    store.control.redis.hset(keyspace.run("there-000000"), "state", "training")
+
+    assert published("there-000000")
+    assert not published("there-000000")
+    assert not published("deleted-000000")
+    assert store.control.redis.keys("*deleted-000000*") == []
