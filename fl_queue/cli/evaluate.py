@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from fl_queue.cli import following
 from fl_queue.cli.completion import config_argument
 from fl_queue.cli.options import (
     Deployment,
@@ -20,13 +21,12 @@ from fl_queue.cli.options import (
     set_option,
     signing_option,
 )
-from fl_queue.cli.output import print_json, warn
+from fl_queue.cli.output import print_json
 from fl_queue.config import loading
 from fl_queue.config.run_config import RunConfig
-from fl_queue.coordinator.rounds import runs
 from fl_queue.errors import ConfigError
 from fl_queue.experiments import evaluating, launching
-from fl_queue.reporting import evaluation_report, evaluation_views, progress, rich_console
+from fl_queue.reporting import evaluation_report, evaluation_views, rich_console
 
 
 @dataclass(frozen=True)
@@ -108,24 +108,15 @@ def _evaluated(deployment: Deployment, asked: _Asked) -> dict[str, Any]:
             interrupt_on_sigterm()
     with ExitStack() as started:
         folder = Path(started.enter_context(TemporaryDirectory(prefix="fl-queue-")))
-        console = rich_console.console(stderr=True)
         if asked.config is not None:
             launching.start_servers(started, deployment.site(), loaded, stays=True)
         store = deployment.open()
         given = evaluating.given_model(store, deployment.site().state_dir, asked.model, folder)
         config = _config(asked, given)
         name = evaluating.name_for(store, asked.name, given.name)
-        begun = launching.launch(
-            started, deployment.site(), name, config, None, stays=True, console=console
+        return evaluation_report.read(
+            *following.completed(started, deployment, name, config, "report")
         )
-        try:
-            progress.follow(begun.store, begun.run, console, since=begun.since)
-        except KeyboardInterrupt:
-            warn(f"Run {name} goes on; see its report with `fl-queue result {name}`.")
-            raise
-        state = runs.find_run(begun.store, begun.run)
-        runs.raise_unless_completed(state)
-        return evaluation_report.read(begun.store, state)
 
 
 def _config(asked: _Asked, given: evaluating.GivenModel) -> RunConfig:

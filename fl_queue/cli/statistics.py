@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from fl_queue.cli import following
 from fl_queue.cli.completion import config_argument, run_argument
 from fl_queue.cli.evaluate import show
 from fl_queue.cli.options import (
@@ -23,7 +24,7 @@ from fl_queue.cli.options import (
     set_option,
     signing_option,
 )
-from fl_queue.cli.output import print_json, warn
+from fl_queue.cli.output import print_json
 from fl_queue.common import files
 from fl_queue.config import loading
 from fl_queue.config.run_config import RunConfig
@@ -33,7 +34,6 @@ from fl_queue.experiments import launching
 from fl_queue.reporting import (
     analysis_result,
     evaluation_report,
-    progress,
     rich_console,
     survival_tables,
 )
@@ -140,18 +140,9 @@ def computed(deployment: Deployment, config: RunConfig, name: str) -> dict[str, 
     """
     deployment = deployment.with_config(config)
     with ExitStack() as started:
-        console = rich_console.console(stderr=True)
-        begun = launching.launch(
-            started, deployment.site(), name, config, None, stays=True, console=console
+        return analysis_result.read(
+            *following.completed(started, deployment, name, config, "result")
         )
-        try:
-            progress.follow(begun.store, begun.run, console, since=begun.since)
-        except KeyboardInterrupt:
-            warn(f"Run {name} goes on; see its result with `fl-queue result {name}`.")
-            raise
-        state = runs.find_run(begun.store, begun.run)
-        runs.raise_unless_completed(state)
-        return analysis_result.read(begun.store, state)
 
 
 @click.command()
