@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -73,3 +75,16 @@ def config_file(folder: Path, cohort: int, name: str = "survey.toml") -> Path:
     path = folder / name
     path.write_text(CONFIG.format(cohort=cohort))
     return path
+
+
+def command(sites: Federation, *words: str) -> subprocess.CompletedProcess[str]:
+    """Run ``fl-queue`` on the servers of some sites, in their folder."""
+    return subprocess.run(
+        [sys.executable, "-m", "fl_queue", *words, "--state-dir", str(sites.redis.state_dir)],
+        capture_output=True,
+        text=True,
+        timeout=180,
+        env=sites.environment,
+        cwd=sites.folder,
+        check=False,
+    )

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shlex
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,7 +18,7 @@ from fl_queue.store.embedded.server_pair import start
 from tests.support import breast_cancer
 from tests.support.federation import Federation
 from tests.support.server_binaries import chosen_server
-from tests.support.table_sites import start_sites
+from tests.support.table_sites import command, start_sites
 
 FRAME = breast_cancer.frame()
 PARTS = [FRAME.iloc[:250], FRAME.iloc[250:420], FRAME.iloc[420:]]
@@ -46,19 +44,6 @@ def sites(tmp_path_factory: pytest.TempPathFactory, no_process_left: None) -> It
             yield made
         finally:
             made.close()
-
-
-def command(sites: Federation, *words: str) -> subprocess.CompletedProcess[str]:
-    """Run ``fl-queue`` on the servers of these sites, in their folder."""
-    return subprocess.run(
-        [sys.executable, "-m", "fl_queue", *words, "--state-dir", str(sites.redis.state_dir)],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env=sites.environment,
-        cwd=sites.folder,
-        check=False,
-    )
 
 
 def report(sites: Federation, *words: str) -> dict[str, Any]:

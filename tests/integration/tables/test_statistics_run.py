@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +16,7 @@ from fl_queue.client import policy
 from fl_queue.store.embedded.server_pair import start
 from tests.support.federation import Federation
 from tests.support.server_binaries import chosen_server
-from tests.support.table_sites import config_file, start_sites, table
+from tests.support.table_sites import command, config_file, start_sites, table
 
 TABLES = [table(rows, seed) for seed, rows in enumerate((150, 90, 210))]
 POLICY = 'min_rows = 50\nmin_cell = 5\nmax_questions = 500\nnever = ["name"]\n'
@@ -35,19 +33,6 @@ def sites(tmp_path_factory: pytest.TempPathFactory, no_process_left: None) -> It
             yield made
         finally:
             made.close()
-
-
-def command(sites: Federation, *words: str) -> subprocess.CompletedProcess[str]:
-    """Run ``fl-queue`` on the servers of these sites."""
-    state = ["--state-dir", str(sites.redis.state_dir)]
-    return subprocess.run(
-        [sys.executable, "-m", "fl_queue", *words, *state],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env=sites.environment,
-        check=False,
-    )
 
 
 def test_statistics_of_three_sites(sites: Federation, tmp_path: Path) -> None:

@@ -11,8 +11,6 @@ import os
 import re
 import shlex
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -31,7 +29,7 @@ from fl_queue.store.embedded.server_pair import start
 from tests.support import tree_runs
 from tests.support.federation import Federation, wait_for
 from tests.support.server_binaries import chosen_server
-from tests.support.table_sites import start_sites, table
+from tests.support.table_sites import command, start_sites, table
 
 LEVELS = {"sex": ("F", "M"), "stage": ("I", "II", "III")}
 GUIDE = (Path(__file__).parents[3] / "docs/guides/trees.md").read_text()
@@ -70,20 +68,6 @@ def sites(tmp_path_factory: pytest.TempPathFactory, no_process_left: None) -> It
             yield made
         finally:
             made.close()
-
-
-def command(sites: Federation, *words: str) -> subprocess.CompletedProcess[str]:
-    """Run ``fl-queue`` on the servers of these sites."""
-    state = ["--state-dir", str(sites.redis.state_dir)]
-    return subprocess.run(
-        [sys.executable, "-m", "fl_queue", *words, *state],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env=sites.environment,
-        cwd=sites.folder,
-        check=False,
-    )
 
 
 def _stopped(sites: Federation, site: str, step: int) -> int:
