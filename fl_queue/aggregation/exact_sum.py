@@ -158,7 +158,7 @@ class ExactSum:
 
     def pieces(self) -> Iterator[Int64s]:
         """The sum's own body: int64 arrays in the order of ``layout``, not copied."""
-        below = {_digits_name(name): array for name, array in self._below.items()}
+        below = {digits_name(name): array for name, array in self._below.items()}
         whole = {**self._totals, **self._maxima, **below}
         for spec in self.layout.tensors:
             yield whole[spec.name]
@@ -190,12 +190,12 @@ class ExactSum:
             if not _is_within(tensors[name], most):
                 raise MessageError(f"tensor {name!r} holds a sum outside ±{most}")
             most = weight << max(scale.digit - 1, 0)
-            if name in self._below and not _is_within(tensors[_digits_name(name)], most):
+            if name in self._below and not _is_within(tensors[digits_name(name)], most):
                 raise MessageError(f"tensor {name!r} holds digits outside ±{most}")
         for name, total in self._totals.items():
             total += tensors[name].reshape(-1)
         for name, below in self._below.items():
-            below += tensors[_digits_name(name)]
+            below += tensors[digits_name(name)]
         for name, maximum in self._maxima.items():
             np.maximum(maximum, tensors[name], out=maximum)
         self.total_weight += weight
@@ -269,11 +269,12 @@ def sum_manifest(manifest: Manifest, scales: Mapping[str, Scale] | None = None) 
         scale = (scales or {}).get(spec.quantity)
         if scale is not None and scale.digit:
             shape = (digits.count(scale.s, scale.digit), spec.size)
-            tensors.append(TensorSpec(_digits_name(spec.name), shape, "integer_buffer"))
+            tensors.append(TensorSpec(digits_name(spec.name), shape, "integer_buffer"))
     return Manifest(tuple(sorted(tensors, key=lambda spec: spec.name)))
 
 
-def _digits_name(name: str) -> str:
+def digits_name(name: str) -> str:
+    """Name in a sum's layout of the digits of a tensor."""
     return f"{EXTRA}digits/{name}"
 
 

@@ -48,10 +48,11 @@ class Scale(NamedTuple):
         """As a round records it."""
         return [self.s, self.limit, self.digit] if self.digit else [self.s, self.limit]
 
-    def fits(self, cohort: int, w_max: int) -> bool:
-        """Whether no sum of so many updates of that weight can overflow; exact."""
+    def fits(self, cohort: int, w_max: int, bits: int = 64) -> bool:
+        """Whether no sum of so many updates of that weight can leave integers of ``bits`` bits; exact."""
         # The ceiling because rint may round a value at the limit up.
-        return cohort * w_max * math.ceil(Fraction(self.limit) * Fraction(2) ** self.s) < 2**63
+        most = cohort * w_max * math.ceil(Fraction(self.limit) * Fraction(2) ** self.s)
+        return most < 1 << (bits - 1)
 
 
 def choose_scales(
@@ -59,6 +60,7 @@ def choose_scales(
     w_max: int,
     limits: Mapping[str, float],
     finest: Mapping[str, int] | None = None,
+    bits: int = 64,
 ) -> dict[str, Scale]:
     """
     The finest scales under which no sum of a round can overflow.
@@ -69,10 +71,11 @@ def choose_scales(
         limits: Quantity (``parameter``, ``float_buffer``, an extra) -> largest magnitude, finite and
             above 0.
         finest: Quantity -> its largest s; 31 where it is not named.
+        bits: Of the integers in which the sum is formed; fewer than 64 in secure rounds that say so.
 
     Returns:
         Quantity -> scale with the largest s for which
-        ``cohort * w_max * ceil(limit * 2**s) < 2**63`` (exact; the ceiling because rint may round
+        ``cohort * w_max * ceil(limit * 2**s) < 2**(bits - 1)`` (exact; the ceiling because rint may round
         a value at the limit up).
 
     Raises:
@@ -80,17 +83,27 @@ def choose_scales(
     """
     most = finest or {}
     return {
-        name: _choose_scale(cohort, w_max, name, limit, most.get(name, FINEST))
+        name: _choose_scale(cohort, w_max, name, limit, most.get(name, FINEST), bits)
         for name, limit in limits.items()
     }
 
 
-def _choose_scale(cohort: int, w_max: int, name: str, limit: float, finest: int) -> Scale:
-    for s in range(finest, _COARSEST - 1, -1):
-        if Scale(s, limit).fits(cohort, w_max):
-            return Scale(s, limit)
+def _choose_scale(
+    cohort: int, w_max: int, name: str, limit: float, finest: int, bits: int
+) -> Scale:
+    fitting = (s for s in range(finest, -1, -1) if Scale(s, limit).fits(cohort, w_max, bits))
+    s = next(fitting, 0)
+    if s >= _COARSEST:
+        return Scale(s, limit)
+    field = LIMIT_FIELDS.get(name, "aggregation.limit")
+    if bits < 64:
+        raise ConfigError(
+            "secure.bits",
+            f"{bits} leaves {s} fractional bits for {cohort} clients of weight up to {w_max}, and {_COARSEST} are"
+            f' needed; set aggregation.weighting = "uniform" or "capped", lower {field}, or take 64',
+        )
     raise ConfigError(
-        LIMIT_FIELDS.get(name, "aggregation.limit"),
+        field,
         f"{limit} leaves no room for the sum of {cohort} updates of weight up to {w_max}; lower it,"
         " or the weights (aggregation.max_examples, or weighting = capped)",
     )

@@ -48,6 +48,7 @@ def sum_format(
     options: Mapping[str, Any],
     updates: int,
     asynchronous: StalenessSettings | None = None,
+    bits: int = 64,
 ) -> SumFormat:
     """
     The format of a round's sum.
@@ -56,6 +57,7 @@ def sum_format(
         aggregation, options: The config's ``[aggregation]`` and ``[strategy]``.
         updates: How many the round may merge, 1 or more.
         asynchronous: The config's ``[round]``, of an asynchronous round.
+        bits: Of the integers in which parameters are summed; float buffers always have 64.
 
     Raises:
         ConfigError: There is no room for so many updates; names the limit to lower.
@@ -69,6 +71,6 @@ def sum_format(
     if asynchronous is not None:
         discount = staleness.discount(asynchronous, updates, w_max, limits, finest)
         w_max = discount.full(w_max)
-    scales = choose_scales(updates, w_max, limits, finest)
+    scales = choose_scales(updates, w_max, limits, finest, bits)
     scales["float_buffer"] = exact_scale(updates, w_max, buffers)
     return SumFormat(w_max, scales, discount)

@@ -24,7 +24,7 @@ def seed_for(seed: int, *parts: str | int) -> int:
         parts: What it is for; ``1`` and ``"1"`` differ, and so do ``("ab", "c")`` and
             ``("a", "bc")``.
     """
-    return _number(hashlib.sha256(_joined(seed, *parts)).digest())
+    return _number(hashlib.sha256(joined(seed, *parts)).digest())
 
 
 def select_cohort(seed: int, round_number: int, eligible: Sequence[str], size: int) -> list[str]:
@@ -46,7 +46,7 @@ def select_cohort(seed: int, round_number: int, eligible: Sequence[str], size: i
 def in_order(seed: int, round_number: int, eligible: Iterable[str], size: int) -> list[str]:
     """The same draw, in the order in which clients are drawn: the first of a longer draw are a shorter one."""
     # seed_for(seed, "cohort", round_number, client), what they have in common hashed once.
-    common = hashlib.sha256(_joined(seed, "cohort", round_number))
+    common = hashlib.sha256(joined(seed, "cohort", round_number))
 
     def rank(client: str) -> tuple[int, str]:
         whole = common.copy()
@@ -57,7 +57,8 @@ def in_order(seed: int, round_number: int, eligible: Iterable[str], size: int) -
     return [client for _, client in heapq.nsmallest(size, map(rank, set(eligible)))]
 
 
-def _joined(*parts: str | int) -> bytes:
+def joined(*parts: str | int) -> bytes:
+    """Texts and integers as bytes, type and length before each: no two lists of parts have the same."""
     return b"".join(map(_encode, parts))
 
 
@@ -66,6 +67,5 @@ def _number(digest: bytes) -> int:
 
 
 def _encode(part: str | int) -> bytes:
-    # Type and length first: no two lists of parts have the same bytes.
     tag, text = (b"s", part.encode()) if isinstance(part, str) else (b"i", b"%d" % part)
     return b"%b%d:%b" % (tag, len(text), text)

@@ -35,15 +35,21 @@ from fl_queue.protocol.records import Verdict
 
 #: How parameters may lie in a body, besides ``topk:<fraction>``; see ``protocol/codecs/codec.py``.
 CODECS = ("float32", "bfloat16", "int8")
-HEADER_KINDS = ("update", "evaluation", "failure", "model", "group", "sums")
+#: How the vector of a secure round lies in a body, by the bits of its ring; see ``secure/ring.py``.
+MASKED = ("masked:16", "masked:20", "masked:24", "masked:32", "masked:64")
+HEADER_KINDS = (
+    "update", "evaluation", "failure", "model", "group", "sums", "keys", "confirm", "unmask",
+)  # fmt: skip
 MAX_HEADER_BYTES = 4 * 1024 * 1024
 MAX_TENSORS = 16384
 MAX_CHUNKS = 65536
 #: Values (map entries and list items) a whole header may hold.
 MAX_HEADER_ITEMS = 1 << 18
 #: dtype on the wire -> bytes an element; besides these only ``int8x256`` and top-k's are decoded.
-_ITEM_BYTES = {"float32": 4, "int64": 8, "bfloat16": 2}
-_WIRE_DTYPES = (*_ITEM_BYTES, "int8x256")
+_ITEM_BYTES = {"float32": 4, "int64": 8, "bfloat16": 2, "bytes": 1}
+#: Words of a ring -> their bits; they are packed.
+_RING_BITS = {f"ring:{name.removeprefix('masked:')}": int(name[7:]) for name in MASKED}
+_WIRE_DTYPES = (*_ITEM_BYTES, "int8x256", *_RING_BITS)
 _NO_BODY = blake3(b"").hexdigest()
 
 
@@ -65,7 +71,7 @@ def _read_dtype(value: Any) -> str:
 
 
 def _read_codec(value: Any) -> str:
-    return _read_encoding(value, CODECS)
+    return _read_encoding(value, (*CODECS, *MASKED))
 
 
 def _read_encoding(value: Any, choices: tuple[str, ...]) -> str:
@@ -183,8 +189,8 @@ class Header:
     Header of a message.
 
     Args:
-        kind: ``update``, ``evaluation``, ``failure``, ``model``, ``sums`` (words of an analysis), or ``group``:
-            the sum of several virtual clients' updates.
+        kind: ``update``, ``evaluation``, ``failure``, ``model``, ``sums`` (words of an analysis), ``group`` (the sum
+            of several virtual clients' updates), or in a secure round ``keys``, ``confirm`` and ``unmask``.
         run: Run id.
         round: Round it belongs to, 0 to 2**32-1; also in the element's prefix.
         client: Who sends it.
@@ -197,7 +203,8 @@ class Header:
         reason: Why a ``failure`` failed, at most ``MAX_TEXT`` characters.
         manifest: Manifest JSON of a ``model``, else empty.
         tensors: Layout of the body; none for ``evaluation`` and ``failure``.
-        codec: How the body is encoded, as ``is_codec`` knows it; any but ``float32`` in an ``update`` only.
+        codec: How the body is encoded, as ``is_codec`` knows it, or one of ``MASKED``; any but ``float32`` in an
+            ``update`` only.
         body_bytes, body_digest: Size and BLAKE3 of the body, wherever it travels.
         chunk_bytes: 0 when the body is inline, else the size of each chunk but the last.
         scalars: Numbers that the strategy wants besides; finite.
@@ -246,6 +253,8 @@ def wire_nbytes(dtype: str, size: int) -> int:
         return int8.nbytes(size)
     if topk.is_name(dtype):
         return topk.nbytes(dtype, size)
+    if dtype in _RING_BITS:
+        return -(-size * _RING_BITS[dtype] // 8)
     if dtype not in _ITEM_BYTES:
         raise HeaderError(f"wire dtype {dtype!r} is not one of {', '.join(_WIRE_DTYPES)}")
     return size * _ITEM_BYTES[dtype]

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fl_queue.common import jit
-from fl_queue.protocol.arrays import Float32s, Octets
+from fl_queue.protocol.arrays import Float32s, Float64s, Int64s, Octets
 
 #: Elements that share a scale.
 BLOCK = 256
@@ -87,6 +87,20 @@ def dequantise(encoded: Octets, out: Float32s) -> None:
         out: Flat and contiguous, overwritten.
     """
     _kernels().dequantise(encoded.view(np.int8), _scales(encoded), out)
+
+
+def rounded(values: Float64s, first: int, key: int) -> Int64s:
+    """
+    Values rounded up or down at random by the same numbers, up with the probability of their fraction.
+
+    Args:
+        values: Flat, each within the range of int64.
+        first: Index in its tensor of the first value.
+        key: Of the tensor, 0 to 2**64-1.
+    """
+    below = np.floor(values)
+    above = _chances(np.uint64(key), first, values.size) < values - below
+    return below.astype(np.int64) + above
 
 
 def warm_up() -> None:
