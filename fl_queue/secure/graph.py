@@ -78,9 +78,7 @@ def is_safe(cohort: int, chosen: Shape, corrupt: float, dropout: float) -> bool:
         return False
     bits = _SAFE_BITS - 1
     colluding = _at_least(cohort - 1, math.floor(corrupt * cohort), degree, threshold)
-    return cohort * colluding <= 2.0**-bits and _stays_whole(
-        cohort, degree, corrupt, dropout, bits
-    )
+    return cohort * colluding <= 2.0**-bits and _stays_whole(cohort, degree, corrupt, dropout, bits)
 
 
 def confirmations_needed(cohort: int) -> int:

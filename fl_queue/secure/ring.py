@@ -39,6 +39,8 @@ BITS = (16, 20, 24, 32, 64)
 _FINE = 20
 _STRIDE = 1 << 16
 _WEIGHT = "weight"
+#: Name of the tail among the tensors of a body.
+TAIL = f"{EXTRA}tail"
 #: Names of the two sets of metrics: of the model's validation data, and of its training data.
 VALIDATION, TRAIN = "validation", "train"
 
@@ -135,7 +137,7 @@ class RingLayout:
             nbytes = wire_nbytes(f"ring:{self.bits}", spec.size)
             found.append(TensorEntry(spec.name, f"ring:{self.bits}", spec.shape, offset, nbytes))
             offset += nbytes
-        tail = TensorEntry(f"{EXTRA}tail", "ring:64", (self.tail_words,), offset, 8 * self.tail_words)
+        tail = TensorEntry(TAIL, "ring:64", (self.tail_words,), offset, 8 * self.tail_words)
         return (*found, tail)
 
     @property
@@ -294,7 +296,9 @@ class RingSum:
         whole, start = memoryview(body).toreadonly(), 0
         for spec, entry in zip(layout.values, layout.entries, strict=False):
             part = self.words.values[start : start + spec.size]
-            part += unpack(whole[entry.offset : entry.offset + entry.nbytes], layout.bits, spec.size)
+            part += unpack(
+                whole[entry.offset : entry.offset + entry.nbytes], layout.bits, spec.size
+            )
             start += spec.size
         tail = self.words.tail
         tail += unpack(whole[layout.entries[-1].offset :], 64, layout.tail_words)
