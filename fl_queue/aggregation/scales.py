@@ -71,7 +71,7 @@ def choose_scales(
         limits: Quantity (``parameter``, ``float_buffer``, an extra) -> largest magnitude, finite and
             above 0.
         finest: Quantity -> its largest s; 31 where it is not named.
-        bits: Of the integers in which the sum is formed; fewer than 64 in secure rounds that say so.
+        bits: Of the integers in which the sum is formed; fewer than 64 only in secure rounds.
 
     Returns:
         Quantity -> scale with the largest s for which

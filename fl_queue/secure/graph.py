@@ -22,7 +22,7 @@ from fl_queue.errors import ConfigError
 
 #: Largest cohort in which every client is a neighbour of every other.
 COMPLETE = 64
-#: Negative powers of two: of a collusion or a graph in two parts, and of a secret that nobody can rebuild.
+#: Negative powers of two: of a collusion or a graph in two parts, and of a secret with too few holders left.
 _SAFE_BITS = 40
 _LIVE_BITS = 20
 

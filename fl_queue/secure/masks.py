@@ -22,8 +22,6 @@ from fl_queue.protocol.arrays import Tensor
 from fl_queue.secure import shamir
 from fl_queue.secure.graph import Graph
 
-_VALUES, _TAIL = b"values", b"tail"
-
 
 @dataclass(frozen=True)
 class Mask:
@@ -65,11 +63,7 @@ def mask_key(secret: bytes, context: bytes) -> bytes:
 
 def self_mask(secret: bytes, context: bytes, client: str) -> Mask:
     """The self mask of a masked update. Args: ``secret``: b, 32 bytes."""
-    parts = (
-        crypto.derive(secret, context, b"".join((b"fl-queue self mask v1\0", part, b"\0", client.encode())))
-        for part in (_VALUES, _TAIL)
-    )  # fmt: skip
-    return Mask(*parts)
+    return Mask(*_stream_keys(secret, context, b"fl-queue self mask v1\0", client))
 
 
 def pair_mask(own_key: bytes, other_key: bytes, context: bytes, own: str, other: str) -> Mask:
@@ -87,12 +81,9 @@ def pair_mask(own_key: bytes, other_key: bytes, context: bytes, own: str, other:
         shared = crypto.exchange(own_key, other_key)
     except MessageError:
         raise MessageError(f"bad key of {other}") from None
-    names = "\0".join(sorted((own, other))).encode()
-    parts = (
-        crypto.derive(shared, context, b"".join((b"fl-queue pair mask v1\0", part, b"\0", names)))
-        for part in (_VALUES, _TAIL)
-    )
-    return Mask(*parts, sign=1 if own < other else -1)
+    names = "\0".join(sorted((own, other)))
+    keys = _stream_keys(shared, context, b"fl-queue pair mask v1\0", names)
+    return Mask(*keys, sign=1 if own < other else -1)
 
 
 def masks_of(
@@ -140,9 +131,11 @@ class Secrets:
         found = [self_mask(b, context, id_).negated() for id_, b in self.survivors.items()]
         for gone, secret in self.dropped.items():
             key = mask_key(secret, context)
-            for other in graph.neighbours(gone, self.survivors.keys()):
-                # As the one who dropped out would have added it: the other's sign is the opposite one.
-                found.append(pair_mask(key, self.mask_keys[other], context, gone, other))
+            # As the one who dropped out would have added it: the other's sign is the opposite one.
+            found += [
+                pair_mask(key, self.mask_keys[other], context, gone, other)
+                for other in graph.neighbours(gone, self.survivors.keys())
+            ]
         return found
 
 
@@ -160,6 +153,17 @@ def apply(masks: Iterable[Mask], values: Tensor, tail: Tensor) -> None:
     for mask in masks:
         mask.apply_to_values(values)
         mask.apply_to_tail(tail)
+
+
+def _stream_keys(
+    material: bytes, context: bytes, purpose: bytes, names: str
+) -> tuple[bytes, bytes]:
+    """The keys of the two streams of a mask: of values and of tail."""
+    values, tail = (
+        crypto.derive(material, context, b"".join((purpose, part, b"\0", names.encode())))
+        for part in (b"values", b"tail")
+    )
+    return values, tail
 
 
 def _apply(words: Tensor, key: bytes, sign: int, first: int) -> None:

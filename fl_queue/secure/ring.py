@@ -65,7 +65,7 @@ class Accompanying:
 
     Args:
         weight: Of the update.
-        validation, train: Sums of metrics; empty: none are told.
+        validation, train: Sums of metrics; empty: none are sent.
     """
 
     weight: int
@@ -257,7 +257,7 @@ class SignedSum:
     Args:
         tensors: Name -> int64 array of ``ExactSum.layout``, but for integer buffers.
         weight: Sum of the weights.
-        validation, train: Merged sums of metrics; empty where none were told.
+        validation, train: Merged sums of metrics; empty where none were sent.
     """
 
     tensors: Mapping[str, Int64s]
@@ -350,17 +350,17 @@ class RingSum:
             start += spec.size
         tail = self.words.tail.view(np.int64)
         parts, start = dict[str, Int64s](), 0
-        for name, words in layout.tail:
-            parts[name] = tail[start : start + words]
-            start += words
+        for name, size in layout.tail:
+            parts[name] = tail[start : start + size]
+            start += size
         weight = int(parts.pop(_WEIGHT)[0])
-        told = [sum_metrics.sums_of(parts.pop(name), self.count) for name in (VALIDATION, TRAIN)]
+        merged = [sum_metrics.sums_of(parts.pop(name), self.count) for name in (VALIDATION, TRAIN)]
         for spec in layout.buffers:
             found[spec.name] = parts.pop(spec.name).reshape(spec.shape)
             if rest := layout.digits_of(spec):
                 name = digits_name(spec.name)
                 found[name] = parts.pop(name).reshape(rest, spec.size)
-        return SignedSum(found, weight, *told)
+        return SignedSum(found, weight, *merged)
 
 
 def _signed(words: Tensor, bits: int) -> Int64s:

@@ -2,7 +2,7 @@
 Shamir's secret sharing over the integers modulo 2**255 - 19.
 
 A secret is the constant term of a random polynomial, a share its value at a holder's number. Any
-``threshold`` shares give the secret, and fewer tell nothing of it. Python integers; not constant-time, as the
+``threshold`` shares give the secret, and fewer fit every secret alike. Python integers; not constant-time, as the
 secrets serve one round and no other process can time them.
 
 Source:

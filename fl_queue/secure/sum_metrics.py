@@ -52,7 +52,7 @@ def sums_of(total: Int64s, clients: int) -> dict[str, Any]:
 
     Args:
         total: (5,) int64.
-        clients: How many updates are in it: who of them told what is not known.
+        clients: How many updates are in it: which of them sent what is not known.
 
     Returns:
         Empty where there are no examples, or a count is negative: a client sent what it may not.
@@ -61,11 +61,11 @@ def sums_of(total: Int64s, clients: int) -> dict[str, Any]:
     if examples <= 0 or items < 0 or not 0 <= correct <= judged:
         return {}
     found: dict[str, Any] = {"num_examples": examples}
-    over = {}
+    over: dict[str, list[int]] = {}
     if items:
         found["loss_sum"] = math.ldexp(loss, -_LOSS_BITS)
         found[metrics.LOSS_ITEMS] = items
-        over |= dict.fromkeys(("loss_sum", metrics.LOSS_ITEMS), [clients, examples])
+        over |= {key: [clients, examples] for key in ("loss_sum", metrics.LOSS_ITEMS)}
     if judged:
         found[_CORRECT] = correct
         over[_CORRECT] = [clients, judged]

@@ -35,9 +35,13 @@ from fl_queue.protocol.manifest import Manifest, TensorSpec
 from fl_queue.protocol.records import Enrolment, Receipt, RoundRecord
 from fl_queue.protocol.signing import new_key, seal
 from fl_queue.reporting import live_view, run_status
+from fl_queue.secure.bodies import ConfirmBody, KeysBody, UnmaskBody, UpdateTrailer
+from fl_queue.secure.records import Confirmations, Inbox, Roster, Survivors
+from fl_queue.secure.ring import RingLayout, RingSum
 from fl_queue.store import RoundState, as_text, parse_round_state, parse_run_state
 from fl_queue.store.jobs.dispatch import JobTicket
 from fl_queue.store.jobs.rq_types import TRAIN, FLJob
+from tests.support import secure_records
 
 CAP = 1 << 16
 #: Of tensors of 300 and fewer elements: more than a block of int8.
@@ -298,6 +302,38 @@ def decode_job(data: bytes) -> None:
     assert job.success_callback is None
 
 
+_SECURE_RECORDS = (Confirmations, Inbox, Roster, Survivors)
+
+
+def decode_secure_record(data: bytes) -> None:
+    """A record of a secure round, in its one form."""
+    kind = _SECURE_RECORDS[data[0] % len(_SECURE_RECORDS)] if data else Roster
+    assert kind.from_bytes(data[1:]).to_bytes() == data[1:]
+
+
+_SECURE_BODIES: tuple[Callable[[bytes], Any], ...] = (
+    lambda body: KeysBody.from_bytes(body, 2),
+    lambda body: UpdateTrailer.from_bytes(body, 2),
+    ConfirmBody.from_bytes,
+    lambda body: UnmaskBody.from_bytes(body, 3),
+)
+
+
+def decode_secure_body(data: bytes) -> None:
+    """A body of an element of a secure round, of a client with two neighbours."""
+    read = _SECURE_BODIES[data[0] % len(_SECURE_BODIES)] if data else ConfirmBody.from_bytes
+    assert read(data[1:]).to_bytes() == data[1:]
+
+
+def decode_masked_vector(data: bytes) -> None:
+    """A vector of each ring: any bytes of the right length are added."""
+    layout = RingLayout(MANIFEST, SCALES, 1 << 20, _RINGS[data[0] % len(_RINGS)] if data else 64)
+    RingSum(layout).add(data[1:])
+
+
+_RINGS = (16, 20, 24, 32, 64)
+
+
 CALL = json.dumps([TRAIN, None, ["demo-3f2a9c", 3], {}]).encode()
 HASH: Mapping[bytes, bytes] = {
     b"data": zlib.compress(CALL),
@@ -331,6 +367,23 @@ def _records() -> list[bytes]:
     return [
         bytes([index]) + made[name].to_json().encode() for index, name in enumerate(sorted(made))
     ]
+
+
+def _secure_records() -> list[bytes]:
+    return [
+        bytes([_SECURE_RECORDS.index(type(made))]) + made.to_bytes()
+        for made in secure_records.RECORDS
+    ]
+
+
+def _secure_bodies() -> list[bytes]:
+    sizes = (KeysBody.nbytes(2), UpdateTrailer.nbytes(2), 64, UnmaskBody.nbytes(3))
+    return [bytes([index]) + bytes(size) for index, size in enumerate(sizes)]
+
+
+def _masked_vectors() -> list[bytes]:
+    layouts = [RingLayout(MANIFEST, SCALES, 1 << 20, bits) for bits in _RINGS]
+    return [bytes([index]) + bytes(made.nbytes) for index, made in enumerate(layouts)]
 
 
 def _events() -> list[bytes]:
@@ -373,6 +426,9 @@ TARGETS: dict[str, Target] = {
     "ticket": Target(decode_ticket, _tickets),
     "event": Target(decode_event, _events),
     "state": Target(decode_state, _states),
+    "secure-record": Target(decode_secure_record, _secure_records),
+    "secure-body": Target(decode_secure_body, _secure_bodies),
+    "masked-vector": Target(decode_masked_vector, _masked_vectors),
     "job": Target(decode_job, _jobs, (JobRefused, NoSuchJobError)),
 }
 #: Words of the formats, which a fuzzer would be long in finding.
@@ -381,5 +437,6 @@ WORDS = sorted(
     | {*RoundRecord.__dataclass_fields__, *Enrolment.__dataclass_fields__, *JobTicket.__dataclass_fields__}
     | {"epoch", "epochs", "accuracy", "loss_sum", "confusion", "score_histograms", "int8x256", "bfloat16"}
     | {"1e999", "NaN", "null", "true", "-1", "99999999999999999999", "[[[[", r"\\ud800", r"\xc2\xb2"}
+    | {"context", "parties", "survivors", "roster", "signatures", "boxes", "kind", "key", "self", "reader"}
     | {"success_callback_name", "webhooks", "call", "FLQ1", "FLQS", "group-0", "update", "model", "failure"}
 )  # fmt: skip
