@@ -8,11 +8,15 @@ the rules for it. This finds out. Nothing is sent. Imports torch.
 from __future__ import annotations
 
 import multiprocessing
+import os
+import signal
 import tempfile
+import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
+from multiprocessing.connection import wait
 from pathlib import Path
 
 from fl_queue.client import outbox
@@ -154,11 +158,28 @@ def _in_a_process(site: WorkerSettings, requests: Sequence[Request]) -> list[lis
     server = multiprocessing.get_context("forkserver")
     server.set_forkserver_preload([__name__])
     try:
-        with ProcessPoolExecutor(1, mp_context=server) as pool:
+        with ProcessPoolExecutor(1, server, _end_with_parent) as pool:
             found = pool.submit(_answered, site, tuple(requests)).result()
     except BrokenProcessPool as exc:
         raise DataError("task", "ended the process that trains; see its last lines above") from exc
     return _done(requests, found)
+
+
+def _end_with_parent() -> None:
+    """
+    Have this process end with the one that has asked for it, however that ends.
+
+    The kernel's signal would come at the end of the fork server, which lives as long as a process that it has
+    forked; and a pool's process that trains, or waits for its next task, does not notice.
+    """
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        wait([parent.sentinel])
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _done(

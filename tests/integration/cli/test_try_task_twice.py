@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -10,9 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fl_queue.common.processes import is_dead
 from fl_queue.experiments import twice
 from fl_queue.protocol.header import Header
 from fl_queue.protocol.manifest import Manifest, TensorSpec
+from tests.support.federation import wait_for
 
 TASK = """
 from fl_queue.tasks.mnist import ThreesAndSevens
@@ -69,6 +73,45 @@ def test_what_a_task_keeps_on_itself_is_named(
         assert word in text
     assert (SAME in text) is (SAME in words)
     assert "round 1: the update differs" not in text
+
+
+ENDLESS = """
+import multiprocessing
+import os
+import time
+from pathlib import Path
+from fl_queue.common.processes import process_identity
+from fl_queue.tasks.mnist import ThreesAndSevens
+
+class Own(ThreesAndSevens):
+    def train(self, model, data, context, on_epoch):
+        if multiprocessing.parent_process() is None:
+            return super().train(model, data, context, on_epoch)
+        pids = (os.getpid(), os.getppid())
+        Path("pids.part").write_text("\\n".join(process_identity(pid) for pid in pids))
+        Path("pids.part").rename("pids")
+        time.sleep(600)
+"""
+
+
+def test_its_processes_end_with_a_command_that_is_killed(tmp_path: Path) -> None:
+    (tmp_path / "kept.py").write_text(ENDLESS)
+    (tmp_path / "kept.toml").write_text(CONFIG)
+    command = [sys.executable, "-m", "fl_queue", "try-task", "kept.toml", "--twice"]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL, cwd=tmp_path) as trial:
+        try:
+            wait_for("a training in another process", (tmp_path / "pids").exists)
+        finally:
+            trial.kill()
+    trainer, fork_server = (tmp_path / "pids").read_text().splitlines()
+
+    try:
+        wait_for("the training process to end", lambda: is_dead(trainer), 10)
+        wait_for("the fork server to end", lambda: is_dead(fork_server), 10)
+    finally:
+        for process in (trainer, fork_server):
+            if not is_dead(process):
+                os.kill(int(process.split(":pid:")[1].split(":")[0]), signal.SIGKILL)
 
 
 SENT = Manifest(tuple(TensorSpec(name, (2,), "parameter") for name in "abcde"))
