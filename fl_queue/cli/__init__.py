@@ -53,7 +53,9 @@ SECTIONS = {
     },
     "Sites": {
         "clients": "clients:clients",
+        "keygen": "keys:keygen",
         "enroll": "enroll:enroll",
+        "parties": "keys:parties",
         "revoke": "enroll:revoke",
         "approve": "approve:approve",
         "policy": "policy:policy",

@@ -61,6 +61,7 @@ class _Permissions:
     max_examples: int
     open_server: bool
     no_acl: bool
+    public_key: str
 
 
 @click.command()
@@ -75,6 +76,13 @@ class _Permissions:
         default=0,
         type=click.IntRange(min=0),
         help="Weigh an update as at most this many examples. Default: aggregation.max_examples.",
+    ),
+    click.option(
+        "--public-key",
+        default="",
+        metavar="LINE",
+        help="Enrol with a key that the site made: the line that `fl-queue keygen` printed there. Default: a key is "
+        "made here, with which the operator could sign as the site.",
     ),
     click.option(
         "--open-server",
@@ -163,6 +171,7 @@ def _enroll(
         allowed.max_examples,
         not allowed.no_acl,
         allowed.open_server,
+        allowed.public_key.strip(),
     )
     credentials.write(output, made.credentials, allowed.force)
     notes = _notes(deployment, made)

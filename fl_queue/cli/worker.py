@@ -26,10 +26,10 @@ from fl_queue.cli.options import (
 )
 from fl_queue.cli.output import warn
 from fl_queue.client import quiet_hours as hours
-from fl_queue.client.site import MIN_EXAMPLES, WorkerSettings
+from fl_queue.client.site import MIN_COHORT, MIN_EXAMPLES, WorkerSettings
 from fl_queue.common.own_modules import python_command
 from fl_queue.errors import ConfigError
-from fl_queue.protocol import identifiers
+from fl_queue.protocol import identifiers, parties
 from fl_queue.store import credentials
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -116,6 +116,9 @@ class SiteRules:
     approve: bool
     pins: tuple[str, ...]
     policy: Path | None
+    peers: Path | None
+    require_secure: bool
+    min_cohort: int
 
     def apply(self, settings: WorkerSettings) -> WorkerSettings:
         """Check these options and add them to a worker's settings. Raises ConfigError."""
@@ -138,6 +141,9 @@ class SiteRules:
             min_batch=self.min_batch or 0,
             approve=self.approve,
             policy=_policy_file(self.policy),
+            peers=_peers_file(self.peers),
+            require_secure=self.require_secure,
+            min_cohort=self.min_cohort,
             pins=tuple(map(_config_digest, self.pins)),
             quiet_hours=tuple(str(hours.parse(span)) for span in self.quiet_hours),
         )
@@ -261,7 +267,32 @@ site_rules = collect(
         help="File of the rules for questions about tables (`fl-queue policy show`); an edit holds from the next "
         "job on.",
     ),
+    file_option(
+        "--peers",
+        help="Share a secure round with these clients only: a file of `fl-queue parties`, whose fingerprints the "
+        "site has compared.",
+    ),
+    click.option(
+        "--require-secure",
+        is_flag=True,
+        help="Take part in secure rounds only (secure.enabled): nothing of this site's data leaves it in clear.",
+    ),
+    click.option(
+        "--min-cohort",
+        default=MIN_COHORT,
+        show_default=True,
+        type=click.IntRange(min=MIN_COHORT),
+        help="Share a secure round with no fewer clients, this one among them.",
+    ),
 )
+
+
+def _peers_file(file: Path | None) -> str:
+    """Check the file of the site's peers. Raises ConfigError."""
+    if file is None:
+        return ""
+    parties.read(file)
+    return str(file.absolute())
 
 
 def _policy_file(file: Path | None) -> str:
@@ -294,14 +325,44 @@ _credentials_option = file_option(
 )
 
 
+@dataclass(frozen=True)
+class _Identity:
+    """The client that a worker serves, and the files with its secrets."""
+
+    client: str
+    file: Path | None
+    key_file: Path | None
+
+    def apply(self, settings: WorkerSettings) -> WorkerSettings:
+        """Check these options and add them to a worker's settings. Raises ConfigError."""
+        client = _checked_client(_enrolled_as(self.file, self.client))
+        if self.key_file is not None and self.file is None:
+            raise ConfigError(
+                "--key", "needs --credentials, the file of `fl-queue enroll --public-key`"
+            )
+        key = str(self.key_file.absolute()) if self.key_file is not None else ""
+        settings = replace(settings, client=client, key=key)
+        settings.signing_key  # noqa: B018 - refused here if it cannot be used
+        return settings
+
+
 @worker.command("client")
-@click.option(
-    "--client",
-    default="",
-    metavar="ID",
-    help="This data owner's id: letters, digits, dashes. Not needed with --credentials.",
+@collect(
+    "who",
+    _Identity,
+    click.option(
+        "--client",
+        default="",
+        metavar="ID",
+        help="This data owner's id: letters, digits, dashes. Not needed with --credentials.",
+    ),
+    _credentials_option,
+    file_option(
+        "--key",
+        "key_file",
+        help="This site's signing key, made by `fl-queue keygen`, of a client that was enrolled with --public-key.",
+    ),
 )
-@_credentials_option
 @training_options
 @_loader_option
 @_compile_option
@@ -310,8 +371,7 @@ _credentials_option = file_option(
 @connection_options
 def worker_client(
     deployment: Deployment,
-    client: str,
-    file: Path | None,
+    who: _Identity,
     training: TrainingOptions,
     loader_workers: int,
     compiled: bool,
@@ -324,13 +384,12 @@ def worker_client(
     These options decide what the site shares; nothing in Redis or in a run's config can change them.
     `fl-queue pause` stops the training for a while.
     """
-    client = _checked_client(_enrolled_as(file, client))
-    settings = replace(_settings(deployment, file), client=client)
+    settings = who.apply(_settings(deployment, who.file))
     settings = replace(settings, loader_workers=loader_workers, compiled=compiled)
     settings = rules.apply(processes.apply(training.apply(settings)))
     if settings.compiled and settings.devices:
         raise ConfigError("--compile", "is for one device; leave it or --devices out")
-    _warn_of_idle_hardware(f"client {client}", settings)
+    _warn_of_idle_hardware(f"client {settings.client}", settings)
     _become_worker("client", settings)
 
 

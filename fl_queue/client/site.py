@@ -17,7 +17,7 @@ from typing import Any
 from fl_queue.common import memory
 from fl_queue.config.run_config import RunConfig
 from fl_queue.errors import ConfigError
-from fl_queue.protocol import operator_key, signing
+from fl_queue.protocol import key_file, operator_key, parties, signing
 from fl_queue.store import WORKERS, OtherUsers, Store, Timeouts, resolve_urls
 from fl_queue.store.credentials import Credentials
 from fl_queue.store.credentials import read as read_credentials
@@ -25,6 +25,8 @@ from fl_queue.store.embedded import server_pair
 
 #: Cells of published tables are suppressed below about this size; a share of a partition has as many.
 MIN_EXAMPLES = 10
+#: With two clients, each would learn the other's update from their sum.
+MIN_COHORT = 3
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,10 @@ class WorkerSettings:
         trainers: Training processes that are kept, one for each run.
         trainer_jobs: Jobs that one of them does; 0: any number.
         compiled: Whether the passes of its models are compiled.
+        key: File of the site's own signing key (``fl-queue keygen``); empty: the credentials have it.
+        peers: File of the only clients that it shares a secure round with; empty: any.
+        require_secure: Whether it takes part in secure rounds only.
+        min_cohort: Fewest clients with which it shares a secure round.
         policy: File of the rules for its tables (``client/policy.py``); empty: the rules without a file.
         trainer_bytes: Memory that they may keep together, bytes; 0: see ``most_trainer_bytes``.
     """
@@ -89,6 +95,10 @@ class WorkerSettings:
     devices: tuple[str, ...] = ()
     policy: str = ""
     compiled: bool = False
+    key: str = ""
+    peers: str = ""
+    require_secure: bool = False
+    min_cohort: int = MIN_COHORT
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str] = os.environ) -> WorkerSettings:
@@ -123,6 +133,10 @@ class WorkerSettings:
             devices=_listed(environ, "FLQ_SITE_DEVICES"),
             policy=environ.get("FLQ_SITE_POLICY", ""),
             compiled=environ.get("FLQ_SITE_COMPILE", "") == "1",
+            key=environ.get("FLQ_SITE_KEY", ""),
+            peers=environ.get("FLQ_SITE_PEERS", ""),
+            require_secure=environ.get("FLQ_SITE_REQUIRE_SECURE", "") == "1",
+            min_cohort=int(environ.get("FLQ_SITE_MIN_COHORT", MIN_COHORT)),
         )
 
     def to_environ(self) -> dict[str, str]:
@@ -154,6 +168,10 @@ class WorkerSettings:
             "FLQ_SITE_DEVICES": ",".join(self.devices),
             "FLQ_SITE_POLICY": self.policy,
             "FLQ_SITE_COMPILE": "1" if self.compiled else "",
+            "FLQ_SITE_KEY": self.key,
+            "FLQ_SITE_PEERS": self.peers,
+            "FLQ_SITE_REQUIRE_SECURE": "1" if self.require_secure else "",
+            "FLQ_SITE_MIN_COHORT": str(self.min_cohort),
             # Not named: what the environment names stays.
             **({operator_key.VARIABLE: self.operator_key} if self.operator_key else {}),
         }
@@ -229,11 +247,51 @@ class WorkerSettings:
         """The URLs as the site's further users, on a server without selectors; see ``acl``."""
         return self.secrets.other_users() if self.secrets is not None else {}
 
+    @cached_property
+    def signing_key(self) -> str:
+        """
+        The site's secret signing key, base64: of its own file, else of the credentials; empty without credentials.
+
+        Raises:
+            ConfigError: A file cannot be read or is not private, or the key is not the one that was enrolled.
+        """
+        found = self.secrets
+        if found is None:
+            return ""
+        if not self.key:
+            if not found.signing_key:
+                raise ConfigError(
+                    "--key",
+                    f"is missing: {found.client} was enrolled with a key of its own; name its file",
+                )
+            return found.signing_key
+        if found.signing_key:
+            raise ConfigError(
+                "--key",
+                f"{self.credentials} has a key that the operator made; enrol {found.client} with --public-key",
+            )
+        secret = key_file.read(Path(self.key), "--key", "holds no key of `fl-queue keygen`")
+        if signing.public_half(secret) != found.public_key:
+            raise ConfigError(
+                "--key", f"{self.key} is not the key with which {found.client} was enrolled"
+            )
+        return secret
+
+    @cached_property
+    def pinned_peers(self) -> parties.Parties | None:
+        """
+        The only clients that the site shares a secure round with; None: any.
+
+        Raises:
+            ConfigError: Their file cannot be used.
+        """
+        return parties.read(Path(self.peers)) if self.peers else None
+
     def seal(self, element: bytes) -> bytes:
-        """Sign an element with this site's key; without credentials it stays as it is."""
+        """Sign an element with this site's key; without credentials it stays as it is. Raises ConfigError."""
         if self.secrets is None:
             return element
-        return signing.seal(element, self.secrets.client, self.secrets.signing_key)
+        return signing.seal(element, self.secrets.client, self.signing_key)
 
     @property
     def client_states(self) -> Path:

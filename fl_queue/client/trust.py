@@ -24,6 +24,7 @@ from fl_queue.protocol import identifiers, statements
 from fl_queue.protocol.manifest import Manifest
 from fl_queue.protocol.records import Purpose, digest_of
 from fl_queue.protocol.statements import is_segment_signed
+from fl_queue.secure.policy import against_plain_round
 from fl_queue.store import RoundState, RunState
 
 log = logging.getLogger(__name__)
@@ -67,6 +68,7 @@ def round_config(site: WorkerSettings, asked: Question) -> RunConfig:
     segment = _segment(asked.segments, asked.round.segment)
     statement = _checked(site, asked, segment)
     _check_pin(site, segment)
+    _check_secure(site, asked)
     if statement is not None:
         _remember(site, asked)
     return RunConfig.from_dict(segment["config"])
@@ -142,6 +144,12 @@ def _check_pin(site: WorkerSettings, segment: Mapping[str, Any]) -> None:
             "its owner decides, and starts the worker again with it",
             lasts=True,
         )
+
+
+def _check_secure(site: WorkerSettings, asked: Question) -> None:
+    """Refuse a round whose response would leave this site in clear, if the site has secure rounds only."""
+    if site.require_secure and (why := against_plain_round(asked.round.number, asked.purpose)):
+        raise RoundRefused(why, lasts=True)
 
 
 # What a site remembers

@@ -11,14 +11,12 @@ from __future__ import annotations
 import base64
 import hashlib
 import os
-import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fl_queue.common import files
 from fl_queue.errors import ConfigError
-from fl_queue.protocol import signing
+from fl_queue.protocol import key_file, signing
 
 #: Its name in the state folder of the operator's machine.
 FILE = "operator.key"
@@ -29,8 +27,6 @@ _HEAD = (
     "# The operator's secret key of fl-queue (Ed25519). It signs as the operator:\n"
     "# keep a copy that no other account can read, and give it to the operator's machines alone.\n"
 )
-#: A key file is a few lines; no more is read of whatever lies there.
-_MOST_BYTES = 4096
 _FINGERPRINT_DIGITS = 32
 
 
@@ -111,26 +107,12 @@ def load(path: Path) -> OperatorKey:
     Raises:
         ConfigError: It cannot be read, is readable by others, or holds no key.
     """
-    try:
-        with path.open("rb") as file:
-            found = os.fstat(file.fileno())
-            text = file.read(_MOST_BYTES).decode("ascii", errors="replace")
-    except OSError as exc:
-        raise ConfigError(
-            _OPTION, f"{path} cannot be read: {exc.strerror or exc}; name the operator's key"
-        ) from exc
-    if stat.S_ISREG(found.st_mode) and found.st_mode & files.PRIVATE_UMASK:
-        raise ConfigError(
-            _OPTION, f"{path} is open to others of this machine; run chmod 600 {path}"
-        )
-    lines = [line.strip() for line in text.splitlines()]
-    secrets = [line for line in lines if line and not line.startswith("#")]
-    if len(secrets) != 1 or not signing.is_key(secrets[0]):
-        raise ConfigError(
-            _OPTION,
-            f"{path} holds no operator's key; put back a copy of it (a new one takes enrolling every site anew)",
-        )
-    return OperatorKey(secrets[0], signing.public_half(secrets[0]))
+    secret = key_file.read(
+        path,
+        _OPTION,
+        "holds no operator's key; put back a copy of it (a new one takes enrolling every site anew)",
+    )
+    return OperatorKey(secret, signing.public_half(secret))
 
 
 def create(path: Path) -> OperatorKey:
@@ -140,14 +122,13 @@ def create(path: Path) -> OperatorKey:
     Raises:
         ConfigError: It cannot be written, or what is there cannot be used.
     """
-    secret, public = signing.new_key()
     try:
-        files.create_private(path, f"{_HEAD}{secret}\n".encode())
+        secret = key_file.create(path, _HEAD)
     except FileExistsError:
         return load(path)
     except OSError as exc:
         raise ConfigError(_OPTION, f"{path} cannot be written: {exc.strerror or exc}") from exc
-    return OperatorKey(secret, public)
+    return OperatorKey(secret, signing.public_half(secret))
 
 
 def _whole(purpose: str, content: bytes) -> bytes:

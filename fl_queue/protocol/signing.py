@@ -80,9 +80,19 @@ def sign(secret: str, content: bytes) -> str:
     Raises:
         ValueError: The secret is no key.
     """
+    return _text(raw_signature(secret, content))
+
+
+def raw_signature(secret: str, content: bytes) -> bytes:
+    """The same as 64 bytes. Args: as of ``sign``. Raises ValueError when the secret is no key."""
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-    return _text(Ed25519PrivateKey.from_private_bytes(_secret(secret)).sign(content))
+    return Ed25519PrivateKey.from_private_bytes(_secret(secret)).sign(content)
+
+
+def is_raw_signature(public: str, content: bytes, signature: bytes) -> bool:
+    """Whether ``raw_signature`` made 64 bytes, with the secret key that belongs to a public one."""
+    return _verified(public, signature, content)
 
 
 def is_signature(public: str, content: bytes, signature: str) -> bool:

@@ -76,6 +76,31 @@ def record_digest(raw: Bytes) -> str:
     return hashlib.sha256(raw).hexdigest()
 
 
+class SignedRunKey(NamedTuple):
+    """
+    A client's public run key.
+
+    Args:
+        key: 32 bytes.
+        signature: Of ``context.run_key_statement``, 64 bytes.
+    """
+
+    key: bytes
+    signature: bytes
+
+    def to_json(self) -> str:
+        """JSON, keys sorted, hexadecimal."""
+        return safe_json.dumps({"key": self.key.hex(), "signature": self.signature.hex()})
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Self:
+        """A run key from its JSON. Raises MessageError."""
+        found = safe_json.loads(text, "a run key")
+        if not isinstance(found, dict) or found.keys() != {"key", "signature"}:
+            raise MessageError("not a run key: it is not an object of key and signature")
+        return cls(_hex(_KEY_BYTES)(found["key"]), _hex(SIGNATURE_BYTES)(found["signature"]))
+
+
 class Party(NamedTuple):
     """Args: ``key``: public mask key, 32 bytes; ``signature``: of ``context.mask_key_statement``, 64 bytes."""
 

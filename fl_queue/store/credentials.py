@@ -25,7 +25,7 @@ from fl_queue.store.acl import Purpose
 _TLS = {"ca": "ssl_ca_certs", "certificate": "ssl_certfile", "key": "ssl_keyfile"}
 _HEAD = """\
 # Credentials of {client} for fl-queue, written by `fl-queue enroll`. A process with this file acts as {client}.
-# Run: fl-queue worker {command} --credentials THIS-FILE
+# Run: fl-queue worker {command} --credentials THIS-FILE{key}
 """
 
 
@@ -44,13 +44,14 @@ class Credentials:
 
     Args:
         client: Client id, or ``evaluator``.
-        signing_key: Its secret Ed25519 key, base64.
+        signing_key: Its secret Ed25519 key, base64; empty where the site made its own.
         url, blob_url: Both Redis roles as the site reaches them, without passwords.
         users: Purpose -> login; ``all`` where one user does everything; empty: no login.
         tls: ``ca``: the certificate that signed the servers'; ``certificate`` and ``key``: what the
             site shows them (mutual TLS). PEM text.
         operator_key: Public half of the operator's key, base64: what the operator signs is checked with
             it; empty in a file that was written before there was one.
+        public_key: Public half of a key that the site made, base64; empty where ``signing_key`` is here.
     """
 
     client: str
@@ -60,11 +61,14 @@ class Credentials:
     users: Mapping[str, Login] = field(default_factory=dict)
     tls: Mapping[str, str] = field(default_factory=dict, repr=False)
     operator_key: str = ""
+    public_key: str = ""
 
     def to_toml(self) -> str:
         """The content of the credentials file."""
         command = self.client if self.client == identifiers.EVALUATOR else "client"
-        tables: dict[str, Any] = {"client": self.client, "signing_key": self.signing_key}
+        tables: dict[str, Any] = {"client": self.client}
+        own = {"signing_key": self.signing_key, "public_key": self.public_key}
+        tables |= {name: key for name, key in own.items() if key}
         if self.operator_key:
             tables["operator_key"] = self.operator_key
         tables["redis"] = {"url": self.url, "blob_url": self.blob_url}
@@ -75,7 +79,9 @@ class Credentials:
             }
         if self.tls:
             tables["tls"] = {part: f"{pem.strip()}\n" for part, pem in self.tls.items()}
-        head = _HEAD.format(client=self.client, command=command)
+        head = _HEAD.format(
+            client=self.client, command=command, key="" if self.signing_key else " --key KEY-FILE"
+        )
         return f"{head}\n{toml_text.dumps(tables, multiline=True)}"
 
     def urls(self) -> tuple[str, str]:
@@ -195,21 +201,24 @@ def _parsed(path: Path, raw: Mapping[str, Any]) -> Credentials:
         tls = {part: _text(raw["tls"][part]) for part in _TLS if part in raw.get("tls", {})}
         made = Credentials(
             _text(raw["client"]),
-            _text(raw["signing_key"]),
+            _text(raw.get("signing_key", "") if "public_key" in raw else raw["signing_key"]),
             _text(raw["redis"]["url"]),
             _text(raw["redis"]["blob_url"]),
             users,
             tls,
             _text(raw.get("operator_key", "")),
+            _text(raw.get("public_key", "")),
         )
     except (KeyError, TypeError, AttributeError) as exc:
         raise _bad(f"{path} lacks a field; write it anew with `fl-queue enroll`") from exc
     if not is_enrollable(made.client):
         raise _bad(f"{path}: {made.client!r} is not a client id")
-    if not signing.is_key(made.signing_key):
-        raise _bad(f"{path}: signing_key is not a key; write it anew with `fl-queue enroll`")
-    if made.operator_key and not signing.is_key(made.operator_key):
-        raise _bad(f"{path}: operator_key is not a key; write it anew with `fl-queue enroll`")
+    for name in ("signing_key", "public_key", "operator_key"):
+        key = getattr(made, name)
+        if (key or name in raw) and not signing.is_key(key):
+            raise _bad(f"{path}: {name} is not a key; write it anew with `fl-queue enroll`")
+    if made.signing_key and made.public_key:
+        raise _bad(f"{path}: signing_key and public_key exclude each other; leave public_key out")
     return made
 
 

@@ -72,6 +72,7 @@ def enroll(
     max_examples: int,
     use_acl: bool,
     open_server: bool = False,
+    public_key: str = "",
 ) -> NewEnrolment:
     """
     Create a client's key, Redis users and credentials, in place of earlier ones; and the operator's key.
@@ -83,18 +84,20 @@ def enroll(
         max_examples: Largest number of examples that counts in its weight; 0: any.
         use_acl: Create the users; without it an administrator of the server has to.
         open_server: Allow a server whose default user needs no password.
+        public_key: Public half of a key that the client has made itself, base64; empty: one is made here.
 
     Raises:
         ConfigError: No such client can be enrolled, or not on such a server or from this machine, or this
             login may not change users.
     """
     _check_name(client)
+    _check_public_key(store, client, public_key)
     users = Users(store.servers)
     if use_acl and not open_server:
         _check_closed(users)
     _check_key(store, client)
     operator = store.control.enrolments.pins.make_key()
-    secret, public = signing.new_key()
+    secret, public = ("", public_key) if public_key else signing.new_key()
     logins, rules, hashes = client_users.make(client, users.servers, users.version())
     known = store.control.enrolments.get(client)
     notes: list[str] = []
@@ -107,7 +110,9 @@ def enroll(
         notes.append(f"{client} was enrolled before: its earlier credentials are void")
     url, blob_url = (without_login(each, for_site=True) for each in (place.url, place.blob_url))
     operator_key = operator.public if operator is not None else ""
-    credentials = Credentials(client, secret, url, blob_url, logins, place.tls, operator_key)
+    credentials = Credentials(
+        client, secret, url, blob_url, logins, place.tls, operator_key, public_key
+    )
     return NewEnrolment(credentials, rules, tuple(notes))
 
 
@@ -306,6 +311,21 @@ def _check_name(client: str) -> None:
             "CLIENT",
             f"{client} is a name of simulations, as {virtual_clients.SHARED[0]}1; choose another",
         )
+
+
+def _check_public_key(store: Store, client: str, public: str) -> None:
+    """Refuse a key that is none, that is the operator's, or that is another client's. Raises ConfigError."""
+    if not public:
+        return
+    if client == identifiers.EVALUATOR:
+        raise ConfigError("--public-key", "is for clients; the evaluator's key is made here")
+    if not signing.is_key(public):
+        raise ConfigError(
+            "--public-key", "is not a key; give the line that `fl-queue keygen` printed"
+        )
+    for other, known in store.control.enrolments.all().items():
+        if other != client and known.key == public:
+            raise ConfigError("--public-key", f"is the key of {other}; each client makes its own")
 
 
 def _check_closed(users: Users) -> None:

@@ -550,6 +550,52 @@ def test_a_site_serves_only_the_config_it_has_pinned(hospital: Hospital) -> None
     }
 
 
+@pytest.mark.parametrize(
+    ("function", "purpose", "asked"),
+    [
+        (client.train, "train", "an update"),
+        (client.evaluate, "evaluate", "metrics"),
+        (client.sums, "sums", "sums of this site's rows"),
+    ],
+)
+def test_a_site_that_requires_secure_rounds_answers_no_plain_one(
+    store: Store,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    function: Callable[[str, int], str],
+    purpose: str,
+    asked: str,
+) -> None:
+    # Not signed: that a plain round is the operator's own does not help it.
+    hospital = Hospital(store, tmp_path, monkeypatch, signed=False)
+    hospital.write(purpose=purpose)
+    hospital.work("a", function, require_secure=True)
+
+    (answer,) = hospital.answers().values()
+    assert (answer.kind, answer.num_examples, answer.metrics, answer.tensors) == (
+        "failure",
+        0,
+        {},
+        (),
+    )
+    assert answer.reason == (
+        f"round 1 asks for {asked} in clear, and this site takes part in secure rounds only (--require-secure)"
+    )
+    assert answer.environment == {"cannot": "RoundRefused"}
+    assert hospital.refused("a") == [answer.reason]
+    assert not [*(tmp_path / "a").rglob("*.npz"), *(tmp_path / "a/cache").rglob("*")]
+
+
+def test_version_zero_is_made_by_a_site_that_requires_secure_rounds(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hospital = Hospital(store, tmp_path, monkeypatch, signed=False, ready=False)
+    maker = hospital.round.cohort[0]
+
+    assert hospital.work(maker, client.initialise, require_secure=True) == "pushed"
+    assert hospital.answers()[maker].kind == "model"
+
+
 # The operator's side does not sign what another party has written
 
 

@@ -19,6 +19,7 @@ from fl_queue.coordinator.rounds import eligibility
 from fl_queue.errors import ConfigError
 from fl_queue.experiments import launching
 from fl_queue.metrics import finish
+from fl_queue.protocol.trainer_messages import Answer
 from fl_queue.store import Store
 from fl_queue.tasks import calls
 from tests.support.in_process import computed_here  # noqa: F401
@@ -70,6 +71,16 @@ def test_a_config_that_aims_at_single_rows_gets_nothing(data: Path, aimed: dict[
     assert found["cannot"] == "yes"
     with pytest.raises(ConfigError, match="10 examples"):
         calls.given_data(job_of(config, site).task(), job_of(config, site).context())
+
+
+def test_a_site_that_requires_secure_rounds_reports_no_numbers_of_its_files(data: Path) -> None:
+    def ask(*_: Any) -> Answer:
+        return Answer(outcome="done", facts={"files": "1 hidden", "classes": "2: 0, 1"})
+
+    site = WorkerSettings(data_dir=str(data), client="a")
+    assert "files" in preflight.read_facts(site, STATE, config_of(), ask)
+    secure = replace(site, require_secure=True)
+    assert preflight.read_facts(secure, STATE, config_of(), ask) == {"classes": "2: 0, 1"}
 
 
 def test_what_it_would_have_got_is_a_row(data: Path) -> None:
