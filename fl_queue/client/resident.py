@@ -132,6 +132,8 @@ class _Model:
         """
         The body of the run's base part, its digest checked.
 
+        A private map: a CPU model uses it in place, so that the processes of a host share its pages.
+
         Raises:
             DataError: It is not at this site, and not published.
             _NeedsBase: The worker has to fetch it; the file may be there, and damaged.
@@ -142,7 +144,7 @@ class _Model:
         if base is None or self.file.base is None:
             raise _NeedsBase
         try:
-            found = _mapped(self._state_dir, self.file.base, base.nbytes)
+            found = _mapped(self._state_dir, self.file.base, base.nbytes, private=True)
         except TrainingLost as exc:
             log.warning("the base part is fetched again: %s", exc)
             raise _NeedsBase from exc
@@ -432,9 +434,11 @@ class Resident:
         return Answer(outcome="done", num_examples=header.num_examples)
 
 
-def _mapped(state_dir: Path, place: str, nbytes: int | None = None) -> Mapped:
+def _mapped(
+    state_dir: Path, place: str, nbytes: int | None = None, *, private: bool = False
+) -> Mapped:
     """
-    A file that a request names.
+    A file that a request names. Args: ``private``: as of ``Mapped``.
 
     Raises:
         TrainingLost: It is not there any more, or has another size.
@@ -442,7 +446,7 @@ def _mapped(state_dir: Path, place: str, nbytes: int | None = None) -> Mapped:
     """
     path = below(state_dir, *place.split("/"))
     try:
-        found = Mapped(path)
+        found = Mapped(path, private=private)
     except OSError as exc:
         raise TrainingLost(f"{path} cannot be read: {exc}") from exc
     if nbytes is not None and len(found.view) != nbytes:

@@ -239,16 +239,19 @@ def write_private(path: Path, content: bytes) -> None:
 
 class Mapped:
     """
-    A file mapped into memory; ``view`` is read-only.
+    A file mapped into memory; ``view`` is read-only, unless it is private.
 
     Args:
         in_use: Whether ``remove_unused`` leaves the file while this object lives.
+        private: Whether ``view`` can be written: a page that is written is copied for this process, and the
+            file stays as it is.
 
     Raises:
         OSError: It cannot be opened (FileNotFoundError when there is none).
     """
 
-    def __init__(self, path: Path, *, in_use: bool = False) -> None:
+    def __init__(self, path: Path, *, in_use: bool = False, private: bool = False) -> None:
+        access = mmap.ACCESS_COPY if private else mmap.ACCESS_READ
         with path.open("rb") as file:
             if in_use:
                 # The map has a copy of the descriptor, so the lock is released with the map.
@@ -257,7 +260,7 @@ class Mapped:
             if in_use and not names:  # Removed between the two.
                 raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
             # An empty file cannot be mapped.
-            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if size else None
+            self._map = mmap.mmap(file.fileno(), 0, access=access) if size else None
         self.view = memoryview(self._map if self._map is not None else b"")
 
     def unload(self) -> None:

@@ -109,12 +109,16 @@ class BasePart:
         Raises:
             MessageError: The body is not of this size.
         """
-        if len(body) != self.nbytes:
-            raise MessageError(f"base part of {len(body)} bytes, the run's has {self.nbytes}")
+        self.check_size(body)
         whole = memoryview(body).toreadonly()
         return {
             tensor.name: whole[offset : offset + tensor.nbytes] for tensor, offset in self.offsets()
         }
+
+    def check_size(self, body: bytes | bytearray | memoryview) -> None:
+        """Raise MessageError unless a body has the size of this base part."""
+        if len(body) != self.nbytes:
+            raise MessageError(f"base part of {len(body)} bytes, the run's has {self.nbytes}")
 
     def is_of(self, body: bytes | bytearray | memoryview) -> bool:
         """Whether a body has this digest."""

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from fnmatch import fnmatchcase
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -48,6 +49,7 @@ _CODES = (torch.bool, torch.int8, torch.uint8)
 _LOOKED_AT = 16
 
 State = Mapping[str, Tensor]
+Array = npt.NDArray[np.uint8]
 #: Brings the body of a base part that this machine has not built.
 Fetch = Callable[[], bytes | bytearray | memoryview]
 
@@ -177,6 +179,9 @@ def ensure(state: State, base: BasePart, fetch: Fetch | None) -> None:
     """
     Give a freshly built model the run's base part, which is fetched only if the build has another one.
 
+    A model on the CPU uses a writable body in place: with a private map of a file, the processes of a host
+    share its pages, and a write copies a page for its process alone.
+
     Args:
         state: The model's tensors by name; written in place.
         fetch: Brings the body; None: there is no place to fetch it from.
@@ -190,10 +195,34 @@ def ensure(state: State, base: BasePart, fetch: Fetch | None) -> None:
         return
     if fetch is None:
         raise missing(base)
-    values = tensors_of(base, fetch())
+    body = fetch()
+    base.check_size(body)
+    raw = np.frombuffer(
+        body, np.uint8
+    )  # Writable where the body is, such as a private map of a file.
     with torch.no_grad():
-        for name, value in values.items():
-            state[name].copy_(value)
+        for one, offset in base.offsets():
+            _give(state[one.name], one, raw[offset : offset + one.nbytes])
+
+
+def _give(tensor: Tensor, one: BaseTensor, raw: Array) -> None:
+    """
+    Give a tensor of a model its value: these bytes themselves where torch can use them, else a copy.
+
+    Args:
+        raw: The value, uint8.
+    """
+    dtype = DTYPES[one.dtype]
+    is_usable = raw.flags.writeable and raw.size and not raw.ctypes.data % dtype.itemsize
+    if is_usable and tensor.device.type == "cpu" and tensor.is_contiguous():
+        tensor.data = torch.from_numpy(raw).view(dtype).reshape(one.shape)
+    else:
+        tensor.copy_(_copied(one, raw))
+
+
+def _copied(one: BaseTensor, raw: Array) -> Tensor:
+    # A copy: views of a file are read-only, and need not be aligned.
+    return torch.from_numpy(raw.copy()).view(DTYPES[one.dtype]).reshape(one.shape)
 
 
 def tensors_of(base: BasePart, body: bytes | bytearray | memoryview) -> dict[str, Tensor]:
@@ -203,12 +232,10 @@ def tensors_of(base: BasePart, body: bytes | bytearray | memoryview) -> dict[str
     Raises:
         MessageError: The body is not of its size.
     """
-    views, found = base.views(body), {}
-    for one in base.tensors:
-        # A copy: views of a file are read-only, and need not be aligned.
-        flat = torch.from_numpy(np.frombuffer(views[one.name], np.uint8).copy())
-        found[one.name] = flat.view(DTYPES[one.dtype]).reshape(one.shape)
-    return found
+    views = base.views(body)
+    return {
+        one.name: _copied(one, np.frombuffer(views[one.name], np.uint8)) for one in base.tensors
+    }
 
 
 class Untouched:

@@ -6,6 +6,7 @@ import json
 import random
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from torch.utils.data import TensorDataset
 
 from fl_queue.client.local_update import ClientTrainer
 from fl_queue.client.version_zero import VersionZero, version_zero
+from fl_queue.common.files import Mapped
 from fl_queue.config.run_config import RunConfig
 from fl_queue.errors import ConfigError, DataError, MessageError, ModelMismatch
 from fl_queue.protocol.base_part import ITEM_BYTES, BasePart, BaseTensor, digest_of
@@ -157,6 +159,41 @@ def test_a_build_with_the_digest_fetches_nothing_and_one_without_is_given_the_ru
     assert len(fetched) == 1
     for name in own.tensors:
         assert own.tensors[name].tobytes() == other.tensors[name].tobytes()
+
+
+def test_a_model_on_the_cpu_uses_a_private_map_in_place_and_the_file_stays_as_it_is(
+    tmp_path: Path,
+) -> None:
+    made, file = version_zero(task_of(), 3), tmp_path / "base"
+    base, body = base_of(made.manifest), bytes(made.base_body())
+    file.write_bytes(body)
+    mapped = Mapped(file, private=True)
+    begin = np.frombuffer(mapped.view, np.uint8).ctypes.data
+    state = state_of(Mixed())
+    base_part.ensure(state, base, lambda: mapped.view)
+    weight = state["body.weight"]
+    offset = next(offset for one, offset in base.offsets() if one.name == "body.weight")
+    assert weight.data_ptr() == begin + offset
+    assert b"".join(base_part.pieces(state, base.tensors)) == body
+    watched = base_part.Untouched(state, base)
+    with torch.no_grad():
+        weight.zero_()
+    with pytest.raises(ModelMismatch, match=r"body\.weight is frozen"):
+        watched.check(state)
+    assert file.read_bytes() == body
+
+
+@pytest.mark.parametrize("begin", [0, 1])
+def test_bytes_that_torch_cannot_use_are_copied(begin: int) -> None:
+    made = version_zero(task_of(), 3)
+    base, body = base_of(made.manifest), bytes(made.base_body())
+    read_only = memoryview(bytes(begin) + body)[begin:]
+    unaligned = memoryview(bytearray(1) + body)[1:]
+    for given_body in (read_only, unaligned):
+        state = state_of(Mixed())
+        base_part.ensure(state, base, lambda given_body=given_body: given_body)  # type: ignore[misc]
+        assert b"".join(base_part.pieces(state, base.tensors)) == body
+        assert state["positions"].data_ptr() % 8 == 0
 
 
 def test_building_the_base_draws_nothing_from_the_trainings_generators() -> None:
