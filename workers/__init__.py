@@ -2,11 +2,12 @@
 
 import sys
 
-from fl_queue.common import collector
+from fl_queue.common import collector, telemetry
 
 # As `python -m workers.NAME` a module is the whole process, and imports everything right after this package.
 if sys.argv[:1] == ["-m"]:
     collector.start_process()
+    telemetry.leave_out()
 
 #: Exit status of a worker whose client another worker serves.
 EXIT_REFUSED = 2

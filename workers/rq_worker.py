@@ -29,7 +29,7 @@ from rq.utils import now
 from fl_queue.client import approval, pausing
 from fl_queue.client.revocation import end_when_revoked, warn_if_unchecked
 from fl_queue.client.site import WorkerSettings
-from fl_queue.common import collector, failpoints, logs, processes, state_folder
+from fl_queue.common import collector, failpoints, logs, processes, state_folder, telemetry
 from fl_queue.errors import ClientNameTaken, FLQueueError, TrainingLost
 from fl_queue.protocol import identifiers, signing
 from fl_queue.protocol.events import JobRefusedEvent
@@ -418,6 +418,7 @@ def run(queue: str, kind: type[FLWorker] = FLWorker) -> int:
         77 (SystemExit) when the login of an enrolled site is refused for good.
     """
     collector.started()
+    telemetry.let_in()
     logs.set_up_worker()
     supervisor = os.environ.get("FLQ_SITE_SUPERVISOR")
     if supervisor:

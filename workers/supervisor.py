@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 
 from fl_queue.client.revocation import EXIT_REVOKED, sentence
 from fl_queue.client.site import WorkerSettings
-from fl_queue.common import collector, logs, processes, state_folder
+from fl_queue.common import collector, logs, processes, state_folder, telemetry
 from fl_queue.common.offspring import Offspring
 from fl_queue.common.own_modules import python_command
 from fl_queue.errors import FLQueueError
@@ -220,6 +220,7 @@ class Supervisor:
 def main() -> int:
     """``python -m workers.supervisor ROLE``, with the site in ``FLQ_SITE_*``."""
     collector.started()
+    telemetry.let_in()
     logs.set_up_worker()
     parser = argparse.ArgumentParser(prog="workers.supervisor", description=__doc__)
     parser.add_argument("role", choices=ROLES)

@@ -10,7 +10,7 @@ from typing import cast
 
 import click
 
-from fl_queue.common import collector
+from fl_queue.common import collector, telemetry
 from fl_queue.common.spelling import nearest
 
 
@@ -56,7 +56,7 @@ class LazyGroup(Group):
         if cmd_name not in self.targets:
             return None
         module, _, name = self.targets[cmd_name].partition(":")
-        with collector.paused():
+        with collector.paused(), telemetry.left_out():
             imported = importlib.import_module(f"fl_queue.cli.{module}")
         return cast(click.Command, getattr(imported, name))
 

@@ -31,7 +31,7 @@ from fl_queue.client.trainer.protocol import (
     receive_packet,
     send_packet,
 )
-from fl_queue.common import collector, failpoints, processes
+from fl_queue.common import collector, failpoints, processes, telemetry
 
 log = logging.getLogger(__name__)
 
@@ -201,5 +201,6 @@ def main(arguments: Sequence[str], prepare: Callable[[], None], kind: Kind) -> i
     prepare()
     # What is here now stays: a collection in a trainer would copy every page it looks at.
     collector.started()
+    telemetry.let_in()
     ForkServer(control, kind).run()
     return 0
