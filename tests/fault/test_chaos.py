@@ -23,6 +23,8 @@ from tests.fault.chaos.run import print_outcome, run_chaos
 from tests.fault.chaos.watch import Sign, Training
 
 CLIENTS = ["site-1", "site-2"]
+#: A seed whose first eleven steps hit every role and eleven of the sixteen parts, and send four kinds of element.
+BUSY = 2163
 
 
 def record(number: int) -> RoundRecord:
@@ -45,12 +47,12 @@ HISTORY = [record(1), record(2)]
 
 @pytest.mark.timeout(900)
 def test_a_run_survives_a_walk_of_kills_with_every_bit(tmp_path: Path) -> None:
-    outcome = run_chaos(minutes=0.75, seed=3, folder=tmp_path)
+    outcome = run_chaos(minutes=0.5, seed=BUSY, folder=tmp_path, clients=2)
     print_outcome(outcome)
 
     assert outcome.failures == []
-    assert outcome.versions >= 6
-    assert len(outcome.hits) >= 8
+    assert outcome.versions >= 4
+    assert len(outcome.hits) >= 6
     assert all(hit.over_at for hit in outcome.hits)
 
 
@@ -74,6 +76,14 @@ def test_the_walk_is_a_function_of_the_seed_and_leaves_nothing_out() -> None:
     assert {step.send for step in walk} == {*SENT, ""}
     assert {step.action for step in walk if step.part == "all"} == {"stop"}
     assert any(step.action == "stop" and step.pause_s > 6 for step in walk)
+
+
+def test_the_short_walk_of_the_suite_meets_every_role() -> None:
+    walk = list(itertools.islice(steps(BUSY), 11))
+
+    assert {step.role for step in walk} == {role for role, _ in WEIGHTS}
+    assert len({(step.role, step.part) for step in walk}) == 11
+    assert {step.send for step in walk} - {""} == set(SENT) - {"rubbish"}
 
 
 def test_a_missing_second_or_abandoned_record_is_found() -> None:
