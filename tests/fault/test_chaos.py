@@ -223,6 +223,10 @@ def test_only_what_shows_the_victim_at_work_ends_a_recovery() -> None:
     for part in WORKING:
         assert recovered(killed(part), lease, new, answer) == 4
         assert recovered(killed(part, "pushing"), lease, new, answer) is None
+    alone = {part: killed(part).is_shown_by_work_alone for part in (*WORKING, "worker")}
+    assert alone == {**dict.fromkeys(WORKING, True), "worker": False}
+    assert replace(killed("server"), role="data").is_shown_by_work_alone
+    assert not replace(killed("server"), role="control").is_shown_by_work_alone
     stopped = replace(killed("worker"), action="stop")
     assert recovered(stopped, lease) == 1
 

@@ -63,6 +63,11 @@ class Hit:
         """Whether a sign of recovery is still to come."""
         return self.over_at is not None and self.recovered_s is None
 
+    @property
+    def is_shown_by_work_alone(self) -> bool:
+        """Whether no sign of recovery can come once the run has ended: a data server has no lease either."""
+        return self.part in WORKING or self.role == "data"
+
     def take(self, sign: Sign) -> None:
         """Recover, if that is what the sign shows."""
         if self.recovered_s is not None or self.over_at is None or sign.at <= self.over_at:

@@ -172,9 +172,8 @@ class Walk:
             self._fail(f"never recovered: {hit.describe()}")
 
     def _unrecovered(self) -> list[Hit]:
-        # A job's process shows itself by work only, and there is none left: the run has ended.
-        waiting = [hit for hit in self.outcome.hits if hit.waiting]
-        return [hit for hit in waiting if hit.part not in hits.WORKING]
+        # There is no work left: the run has ended.
+        return [hit for hit in self.outcome.hits if hit.waiting and not hit.is_shown_by_work_alone]
 
     # Hitting
 
