@@ -32,6 +32,8 @@ WORDS = "words"
 MAX_SITES = 1024
 #: No count of a site is larger: all counts of all sites of a column's cells together stay below 2**63.
 MAX_COUNT = 1 << 40
+#: Largest number to whose multiples a site may round its counts.
+MAX_ROUNDING = 1000
 
 
 @dataclass(frozen=True)
@@ -90,12 +92,20 @@ class Limits:
         dominance: A sum of numbers that are not negative is withheld where all rows but the two largest have less than
             this many per cent of the largest; 0: it is not.
         max_names: Most names of levels of one category that are shown; 0: none.
+        round_to: Counts are rounded to multiples of this; 0: they are not.
     """
 
     min_rows: int = 0
     min_cell: int = 0
     dominance: float = 0.0
     max_names: int = 1000
+    round_to: int = 0
+
+    def rounded(self, counts: Int64s) -> Int64s:
+        """Counts as they are shown: the nearest multiple of ``round_to``, halves up."""
+        if not self.round_to:
+            return counts
+        return (2 * counts + self.round_to) // (2 * self.round_to) * self.round_to
 
     def check_rows(
         self, rows: int, problem: str = "the table has fewer rows than its min_rows"
@@ -140,6 +150,11 @@ class Block:
     def size(self) -> int:
         """Number of words."""
         return int(np.prod(self.shape, dtype=np.int64))
+
+    @property
+    def is_count(self) -> bool:
+        """Whether each word is a count."""
+        return not self.is_digits and self.high == MAX_COUNT
 
 
 class Layout:
@@ -314,6 +329,16 @@ class Analysis(ABC):
         Raises:
             AnalysisError: There is none.
         """
+
+    def site_result(self, state: Int64s, answers: Sequence[Int64s]) -> dict[str, Any]:
+        """
+        The result of one site's answers alone, of an analysis that can be asked for it (``task.per_site``).
+
+        Args:
+            state: The last one, of all sites.
+            answers: Its vectors of the steps, from the first one; of later ones some may not be there.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no result of one site")
 
     def is_done(self, state: Int64s) -> bool:
         """Whether a state has a result. Raises AnalysisError: there will be none."""

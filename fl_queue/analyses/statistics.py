@@ -24,6 +24,7 @@ from fl_queue.analyses import (
     vocabulary,
 )
 from fl_queue.analyses.base import (
+    MAX_ROUNDING,
     Analysis,
     Block,
     Columns,
@@ -37,6 +38,7 @@ from fl_queue.analyses.base import (
 from fl_queue.analyses.differencing import Grouping
 from fl_queue.analyses.exact_digits import PRODUCTS, VALUES
 from fl_queue.analyses.questions import Questions
+from fl_queue.analyses.statistics_result import ROUNDING
 from fl_queue.analyses.suppression import Mask, withheld, without_few
 from fl_queue.analyses.time_grids import Curve
 from fl_queue.errors import DataError, MessageError, PolicyRefusal
@@ -120,6 +122,7 @@ class Statistics(Analysis):
     def _first_blocks(self) -> Iterator[Block]:
         asked = self.asked
         yield flags("sites", 1)
+        yield Block(ROUNDING, (1,), 0, MAX_ROUNDING)
         yield counts("rows", 1)
         for name in asked.numbers:
             yield counts(f"present of {name}", 1)
@@ -198,8 +201,22 @@ class Statistics(Analysis):
                     public=True,
                 )
         if layout is self.first:
-            return layout.packed(_FirstStep(self, table, limits).words())
+            return layout.packed(self._first_words(table, limits))
         return layout.packed(self._cell_words(state, table, limits))
+
+    def _first_words(self, table: SiteRows, limits: Limits) -> _Words:
+        """The words of the first step, its counts rounded as the site has it."""
+        if limits.round_to and (self.asked.quantiles or self.asked.curves):
+            what = "quantiles" if self.asked.quantiles else "survival curves"
+            raise PolicyRefusal(f"it rounds its counts (round), and {what} need exact ones")
+        words = _FirstStep(self, table, limits).words()
+        rounded = {
+            block.name: limits.rounded(words[block.name])
+            for block in self.first.blocks
+            if block.is_count
+        }
+        # After the rounding: this one has what it is rounded to.
+        return {**words, **rounded, ROUNDING: _one(limits.round_to)}
 
     def _cell_words(self, state: Int64s, table: SiteRows, limits: Limits) -> _Words:
         words: _Words = {"sites": _one(1)}
@@ -240,6 +257,21 @@ class Statistics(Analysis):
         if int(self.state_of(state)[0]) < self.steps:
             return None
         return statistics_result.result(self, state)
+
+    def site_result(self, state: Int64s, answers: Sequence[Int64s]) -> dict[str, Any]:
+        """
+        The same of one site alone: its quantiles lie in the cells that were chosen for all sites.
+
+        Raises:
+            MessageError: An answer is not of its step.
+        """
+        layouts = [self.first, self.second(state)]
+        if not answers or any(
+            words.shape != (layout.size,) for words, layout in zip(answers, layouts, strict=False)
+        ):
+            raise MessageError("an answer is not of its step")
+        carried = [layout.carried(words) for words, layout in zip(answers, layouts, strict=False)]
+        return statistics_result.site_result(self, state, carried)
 
 
 def _one(value: int) -> Int64s:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from fractions import Fraction
 from itertools import combinations_with_replacement
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 #: Names of the levels that the config does not list.
 OTHER, MISSING = "other", "missing"
+#: Name of the block with the number to whose multiples a site rounds its counts; 0: to none.
+ROUNDING = "rounding"
 #: The least float32 that is normal: those below it share the cell of 0.
 _TINY = 2.0**-126
 #: Name of the group of a curve without a category.
@@ -31,11 +34,29 @@ def result(analysis: Statistics, state: Int64s) -> dict[str, Any]:
 
     ``withheld`` counts the sites that have withheld something: their rows are in no number beside it.
     """
-    found = _Result(analysis, state)
+    quantiles = []
+    if analysis.steps == 2:
+        quantiles = _quantiles(analysis, state, analysis.second_total(state))
+    return _result(analysis, analysis.first_total(state), quantiles)
+
+
+def site_result(analysis: Statistics, state: Int64s, answers: Sequence[Int64s]) -> dict[str, Any]:
+    """The result of one site. Args: ``answers``: its words of the first step, and of the second if it has answered that."""
+    quantiles = []
+    if len(answers) == 2:
+        quantiles = _quantiles(analysis, state, answers[1])
+    return _result(analysis, answers[0], quantiles)
+
+
+def _result(
+    analysis: Statistics, total: Int64s, quantiles: list[list[dict[str, Any]]]
+) -> dict[str, Any]:
+    found = _Result(analysis, total, quantiles)
     asked = analysis.asked
     return {
         "sites": found.one("sites"),
         "rows": found.one("rows"),
+        **found.rounding(),
         "numbers": {name: found.number(place, name) for place, name in enumerate(asked.numbers)},
         "levels": {name: found.levels(name) for name in asked.levels},
         "groups": {f"{x} by {g}": found.groups(x, g) for x, g in asked.groups},
@@ -48,19 +69,25 @@ def result(analysis: Statistics, state: Int64s) -> dict[str, Any]:
 
 class _Result:
     """
-    Reads a state's sums.
+    Reads the sums of the first step.
 
     Args:
         analysis: What was asked.
-        state: The last one.
+        total: The sums.
+        quantiles: Of each column of numbers; empty: there are none.
     """
 
-    def __init__(self, analysis: Statistics, state: Int64s) -> None:
+    def __init__(
+        self, analysis: Statistics, total: Int64s, quantiles: list[list[dict[str, Any]]]
+    ) -> None:
         self._analysis, self._asked = analysis, analysis.asked
-        self._first, self._total = analysis.first, analysis.first_total(state)
-        self._quantiles: list[list[dict[str, Any]]] = []
-        if analysis.steps == 2:
-            self._quantiles = _quantiles(analysis, state)
+        self._first, self._total = analysis.first, total
+        self._quantiles = quantiles
+
+    def rounding(self) -> dict[str, float]:
+        """How far a count may be from that of the rows, as sites have rounded theirs; nothing where none has."""
+        found = self.one(ROUNDING)
+        return {"counts_within": found / 2} if found else {}
 
     def _view(self, name: str) -> Int64s:
         return self._first.view(self._total, name)
@@ -210,9 +237,9 @@ def _chi_square(counts: Int64s) -> dict[str, Any]:
     }
 
 
-def _quantiles(analysis: Statistics, state: Int64s) -> list[list[dict[str, Any]]]:
-    """Of each column of numbers the quantiles, each with the bracket in which it lies."""
-    layout, total = analysis.second(state), analysis.second_total(state)
+def _quantiles(analysis: Statistics, state: Int64s, total: Int64s) -> list[list[dict[str, Any]]]:
+    """Of each column of numbers the quantiles, each with the bracket in which it lies. Args: ``total``: of the second step."""
+    layout = analysis.second(state)
     found = []
     for name, fine in zip(analysis.asked.numbers, analysis.fine_cells(state), strict=True):
         counted = layout.view(total, f"cells of {name}")

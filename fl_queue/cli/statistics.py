@@ -35,14 +35,14 @@ from fl_queue.reporting import (
     analysis_result,
     evaluation_report,
     rich_console,
-    survival_tables,
+    statistics_plot,
 )
 
 #: Suffixes of plots.
 _PLOTS = (".png", ".svg", ".pdf")
 
 _output = output_option(
-    "Write the result to this file, too: JSON, its tables as .csv, .md or .html, or survival curves as .png, "
+    "Write the result to this file, too: JSON, its tables as .csv, .md or .html, or a figure of statistics as .png, "
     ".svg or .pdf.",
     required=False,
 )
@@ -82,17 +82,31 @@ _asking = collect(
 
 @click.command()
 @_asking
+@click.option(
+    "--per-site",
+    "is_per_site",
+    is_flag=True,
+    help="Show the numbers of each site alone, too: task.per_site = true. Sites may refuse that.",
+)
 @_output
 @json_option
 @connection_options
 @signing_option
-def statistics(deployment: Deployment, asking: _Asking, output: Path | None, as_json: bool) -> None:
+def statistics(
+    deployment: Deployment,
+    asking: _Asking,
+    is_per_site: bool,
+    output: Path | None,
+    as_json: bool,
+) -> None:
     """
     Compute statistics of the sites' tables, and show them.
 
     CONFIG is a TOML file with run.task = "statistics" and its questions below [task]. Each site sends sums over its
     rows, within its policy (`fl-queue policy show`); they are exact, so the numbers are those of all tables together.
     """
+    if is_per_site:
+        asking = replace(asking, overrides=(*asking.overrides, "task.per_site=true"))
     _show(_ask(deployment, asking, "statistics"), output, as_json)
 
 
@@ -178,7 +192,7 @@ def _here(
 
 def _show(found: Mapping[str, Any], output: Path | None, as_json: bool) -> None:
     if output is not None and output.suffix.lower() in _PLOTS:
-        survival_tables.plot(output, found)
+        statistics_plot.plot(output, found)
     elif output is not None:
         files.write(output, analysis_result.file_text(found, output.suffix).encode())
     if as_json:

@@ -17,7 +17,7 @@ from typing import Any
 
 from blake3 import blake3
 
-from fl_queue.analyses.base import Limits
+from fl_queue.analyses.base import MAX_ROUNDING, Limits
 from fl_queue.common.options import Option, as_plain, unknown_key
 from fl_queue.common.safe_json import dumps
 from fl_queue.config.analysis_catalog import ANALYSES
@@ -101,7 +101,15 @@ RULES: dict[str, Option] = {
     "per_site": Option(
         "bool",
         True,
-        "whether the figures of an evaluation are shown for this site alone; false: only together with those of others",
+        "whether the figures of an evaluation, and of statistics with task.per_site, are shown for this site alone; false: only together with those of others",
+        newer=True,
+    ),
+    "round": Option(
+        "int",
+        0,
+        "counts of statistics are rounded to multiples of this, halves up; sums are not, and quantiles and survival curves are not answered; 0: none is rounded",
+        low=0,
+        high=MAX_ROUNDING,
         newer=True,
     ),
     "share": Option(
@@ -128,7 +136,7 @@ class SitePolicy:
 
     Args:
         min_rows, min_cell, dominance, max_questions, max_parameters, max_numbers, max_levels, name_levels, columns,
-            never, allow, per_site, share, trees: See ``RULES``.
+            never, allow, per_site, round, share, trees: See ``RULES``.
     """
 
     min_rows: int = RULES["min_rows"].default
@@ -143,6 +151,7 @@ class SitePolicy:
     never: tuple[str, ...] = ()
     allow: tuple[str, ...] = ()
     per_site: bool = True
+    round: int = RULES["round"].default
     share: bool = False
     trees: str = RULES["trees"].default
 
@@ -173,9 +182,8 @@ class SitePolicy:
     @property
     def limits(self) -> Limits:
         """What an analysis needs of it."""
-        return Limits(
-            self.min_rows, self.min_cell, self.dominance, self.max_levels if self.name_levels else 0
-        )
+        names = self.max_levels if self.name_levels else 0
+        return Limits(self.min_rows, self.min_cell, self.dominance, names, self.round)
 
     def to_dict(self) -> dict[str, Any]:
         """The rules as JSON and TOML have them."""
@@ -189,10 +197,19 @@ class SitePolicy:
                     f"{name} has more levels than a question may list ({self.max_levels}, max_levels)"
                 )
 
-    def check_asked(self, kind: str) -> None:
-        """Raise PolicyRefusal unless an analysis of this name is answered."""
+    def check_asked(self, kind: str, *, is_per_site: bool = False) -> None:
+        """
+        Raise PolicyRefusal unless an analysis of this name is answered.
+
+        Args:
+            is_per_site: Whether the numbers of this site alone will be shown.
+        """
         if self.allow and kind not in self.allow:
             raise PolicyRefusal(f"{kind} is not in its list (allow)")
+        if is_per_site and not self.per_site:
+            raise PolicyRefusal(
+                "its numbers are not shown alone (per_site); leave out task.per_site"
+            )
         if kind == "trees":
             self._check_trees()
 

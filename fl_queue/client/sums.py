@@ -94,7 +94,7 @@ def read(site: WorkerSettings, config: RunConfig) -> SiteTable:
         DataError: The table cannot be read.
     """
     analysis, rules = check_allowed(site, config), policy.read(site.policy)
-    rules.check_asked(config.run.task)
+    rules.check_asked(config.run.task, is_per_site=config.is_per_site)
     folder, file = site.data_folder(config), str(config.task["file"])
     if not folder:
         raise ConfigError("data.dir", "is empty; start the worker with --data FOLDER", public=True)

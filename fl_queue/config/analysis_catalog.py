@@ -94,6 +94,12 @@ ANALYSES: dict[str, AnalysisEntry] = {
                 "categories whose levels are asked for by name: those that have min_cell rows at a site, of all sites together about 256",
                 newer=True,
             ),
+            "per_site": Option(
+                "bool",
+                False,
+                "whether the numbers of each site alone are asked for, too; a site answers if per_site of its policy is true",
+                newer=True,
+            ),
             "groups": Option(
                 "strs", (), 'means by level, such as ["age by sex"]: of task.numbers by task.levels'
             ),

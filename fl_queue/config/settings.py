@@ -85,6 +85,16 @@ class RunSettings:
         """
         return not (self.model.keep_updates or self.plain_strategy().needs_all)
 
+    @property
+    def is_per_site(self) -> bool:
+        """Whether an analysis shows the numbers of each site alone, too."""
+        return bool(self.task.get("per_site", False))
+
+    @property
+    def keeps_answers(self) -> bool:
+        """Whether the aggregator keeps accepted answers on its disk."""
+        return self.model.keep_updates or self.is_per_site
+
     @cached_property
     def analysis(self) -> Analysis | None:
         """The analysis of a run that adds up tables; None: the run trains."""

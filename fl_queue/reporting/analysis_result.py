@@ -19,6 +19,7 @@ from fl_queue.protocol import tensor_layout
 from fl_queue.reporting import (
     regression_table,
     rich_console,
+    site_answers,
     statistics_table,
     survival_tables,
     tree_table,
@@ -61,6 +62,9 @@ def read(store: Store, state: RunState) -> dict[str, Any]:
         manifest, body = models.load_version(state.version)
         words = tensor_layout.views(manifest, body)[STATE].astype(np.int64)
         found = analysis.result(words)
+        if found is not None and config.is_per_site:
+            sites = site_answers.results(store, state, analysis, words, store.state_dir)
+            found = {**found, "per_site": sites}
     if found is None:
         raise RunStateError(state.name, f"has no result yet: it is {state.state}")
     panel = {"panel": state.panel.to_dict()} if state.panel is not None else {}
@@ -73,6 +77,9 @@ def completed(config: RunConfig, found: Mapping[str, Any]) -> dict[str, Any]:
         found = regression_table.completed(found)
     else:
         found = survival_tables.with_p_values(found)
+    if found.get("per_site"):
+        sites = found["per_site"].items()
+        found = {**found, "per_site": {site: completed(config, one) for site, one in sites}}
     return {"task": config.run.task, "file": config.task["file"], **found}
 
 
@@ -117,6 +124,13 @@ def renderables(found: Mapping[str, Any]) -> Iterator[RenderableType]:
     if found["task"] == "trees":
         yield from tree_table.renderables(found)
         return
+    yield from _statistics(found)
+    for site, one in (found.get("per_site") or {}).items():
+        yield rich_console.text(f"\n{site} alone")
+        yield from _statistics(one)
+
+
+def _statistics(found: Mapping[str, Any]) -> Iterator[RenderableType]:
     yield rich_console.text(statistics_table.header(found))
     for part in statistics_table.tables(found):
         if part.titles:

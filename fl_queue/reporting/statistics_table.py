@@ -13,7 +13,9 @@ from fl_queue.reporting import survival_tables
 
 #: Shown for a number that there is not.
 _NONE = "-"
-_COLUMNS = ("question", "row", "column", "number", "value")
+_COLUMNS = ("site", "question", "row", "column", "number", "value")
+#: Line of a result whose answers are kept on another machine.
+_ELSEWHERE = "The numbers of each site alone are on the machine of the aggregator: run `fl-queue result RUN` there."
 _Found = Mapping[str, Any]
 _Line = tuple[str, str, str, str, Any]
 
@@ -52,7 +54,9 @@ def tables(found: _Found) -> Iterator[TextTable]:
 
 def footer(found: _Found) -> list[str]:
     """The lines below all tables: what is withheld, and which levels have few rows."""
-    return [line for line in (_withheld(found), _few(found)) if line]
+    is_elsewhere = "per_site" in found and found["per_site"] is None
+    lines = (_withheld(found), _few(found), _rounded(found), _ELSEWHERE if is_elsewhere else "")
+    return [line for line in lines if line]
 
 
 def file_text(found: _Found, suffix: str) -> str | None:
@@ -67,13 +71,26 @@ def file_text(found: _Found, suffix: str) -> str | None:
         out = io.StringIO()
         rows = csv.writer(out, lineterminator="\n")
         rows.writerow(_COLUMNS)
-        rows.writerows(_lines(found))
+        for site, one in _with_sites(found):
+            rows.writerows((site, *line) for line in _lines(one))
         return out.getvalue()
-    whole = [*tables(found), *_curves(found.get("survival", {}))]
     if suffix == ".md":
-        parts = [header(found), *map(_markdown, whole), *footer(found)]
+        parts = []
+        for site, one in _with_sites(found):
+            parts += [f"## {site} alone"] if site else []
+            parts += [header(one), *map(_markdown, _whole(one)), *footer(one)]
         return "\n\n".join(parts) + "\n"
-    return _html(found, whole) if suffix == ".html" else None
+    return _html(found) if suffix == ".html" else None
+
+
+def _with_sites(found: _Found) -> Iterator[tuple[str, _Found]]:
+    """The result of all sites, under an empty name, and those of each site alone where there are some."""
+    yield "", found
+    yield from (found.get("per_site") or {}).items()
+
+
+def _whole(found: _Found) -> list[TextTable]:
+    return [*tables(found), *_curves(found.get("survival", {}))]
 
 
 def _numbers(found: Mapping[str, _Found]) -> TextTable:
@@ -214,21 +231,29 @@ def _markdown(table: TextTable) -> str:
     return "\n".join(lines) + (f"\n\n{table.note}" if table.note else "")
 
 
-def _html(found: _Found, whole: Iterable[TextTable]) -> str:
-    def row(cells: Sequence[str], kind: str) -> str:
-        return "<tr>" + "".join(f"<{kind}>{escape(cell)}</{kind}>" for cell in cells) + "</tr>"
-
-    parts = [f"<p>{escape(header(found))}</p>"]
-    for table in whole:
-        if table.titles:
-            body = "\n".join(row(cells, "td") for cells in table.rows)
-            parts.append(f"<table>\n{row(table.titles, 'th')}\n{body}\n</table>")
-        if table.note:
-            parts.append(f"<p>{escape(table.note)}</p>")
-    parts += [f"<p>{escape(line)}</p>" for line in footer(found)]
+def _html(found: _Found) -> str:
+    parts: list[str] = []
+    for site, one in _with_sites(found):
+        parts += [f"<h2>{escape(site)} alone</h2>"] if site else []
+        parts.append(f"<p>{escape(header(one))}</p>")
+        parts += map(_html_table, _whole(one))
+        parts += [f"<p>{escape(line)}</p>" for line in footer(one)]
     title = f"Statistics of {escape(found['file'])}"
     whole_text = "\n".join(parts)
     return f'<!doctype html>\n<meta charset="utf-8">\n<title>{title}</title>\n{whole_text}\n'
+
+
+def _html_table(table: TextTable) -> str:
+    def row(cells: Sequence[str], kind: str) -> str:
+        return "<tr>" + "".join(f"<{kind}>{escape(cell)}</{kind}>" for cell in cells) + "</tr>"
+
+    parts = []
+    if table.titles:
+        body = "\n".join(row(cells, "td") for cells in table.rows)
+        parts.append(f"<table>\n{row(table.titles, 'th')}\n{body}\n</table>")
+    if table.note:
+        parts.append(f"<p>{escape(table.note)}</p>")
+    return "\n".join(parts)
 
 
 def _mark(found: Mapping[str, Any]) -> str:
@@ -252,6 +277,13 @@ def _withheld(found: Mapping[str, Any]) -> str:
             "* withheld by one site or more, whose rows are not counted there (--json: by how many)"
         )
     return ""
+
+
+def _rounded(found: _Found) -> str:
+    """A line if sites round their counts."""
+    if "counts_within" not in found:
+        return ""
+    return f"sites round their counts: each is within {found['counts_within']:g} of that of the rows, and means are of rounded counts"
 
 
 def _few(found: Mapping[str, Any]) -> str:

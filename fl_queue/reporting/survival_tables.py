@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import RenderableType
 
 from fl_queue.common import escaping
-from fl_queue.errors import ConfigError
 from fl_queue.reporting import p_values, plotting, rich_console
 
 if TYPE_CHECKING:
@@ -95,30 +93,8 @@ def _spread(count: int) -> list[int]:
     return [0] if not steps else [round(step * (count - 1) / steps) for step in range(steps + 1)]
 
 
-def plot(path: Path, found: Found) -> None:
-    """
-    Draw each question's curves, with their 95 % intervals.
-
-    Args:
-        found: A result.
-
-    Raises:
-        ConfigError: It has no curve; matplotlib is not installed, or does not know the format.
-        DataError: The file cannot be written.
-    """
-    curves = found.get("survival", {})
-    if not curves:
-        raise ConfigError(
-            "--output", "draws survival curves, and none was asked for; write a .json"
-        )
-    figure = plotting.new_figure(7.0, 1.0 + 3.6 * len(curves))
-    axes = figure.subplots(len(curves), 1, squeeze=False)[:, 0]
-    for each, (name, curve) in zip(axes, curves.items(), strict=True):
-        _draw(each, name, curve)
-    plotting.save(figure, path)
-
-
-def _draw(axes: Axes, name: str, curve: Found) -> None:
+def draw(axes: Axes, name: str, curve: Found) -> None:
+    """The curves of one question, with their 95 % intervals."""
     groups = [group for group in curve["groups"] if group["rows"]]
     times = curve["times"]
     starts_late = times[0] > 0

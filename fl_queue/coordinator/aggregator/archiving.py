@@ -13,7 +13,7 @@ def archive(
     current: OpenRound, state_dir: Path, opened: AuthenticatedMessage, body: memoryview
 ) -> None:
     """Archive one answer with the proof of its sender, where the config asks for that."""
-    if not current.config.model.keep_updates:
+    if not current.config.keeps_answers:
         return
     proof, enrolment = None, opened.enrolment
     if opened.sealed is not None and enrolment is not None:

@@ -1,4 +1,4 @@
-"""``fl-queue statistics`` with real sites: its numbers, its refusals, its ledger, and what is kept by ``archiving``."""
+"""``fl-queue statistics`` with real sites: numbers, refusals, ledger, ``site_answers``, and what ``archiving`` keeps."""
 
 from __future__ import annotations
 
@@ -85,6 +85,37 @@ def test_statistics_of_three_sites(sites: Federation, tmp_path: Path) -> None:
     history = json.loads(command(sites, "history", "survey", "--json").stdout)
     assert [one["purpose"] for one in history["records"]] == ["sums", "sums"]
     assert [row["version"] for row in history["rounds"]] == [1, 2]
+
+
+def test_each_site_alone_where_all_of_them_show_it(sites: Federation, tmp_path: Path) -> None:
+    """The numbers of each table; a site may refuse that, and is named."""
+    config = config_file(tmp_path, 3, "single.toml")
+    words = ["statistics", str(config), "--per-site", "--json"]
+    done = command(sites, *words)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["rows"] == 450
+    for number, frame in enumerate(TABLES, 1):
+        one = found["per_site"][f"site-{number}"]
+        assert (one["sites"], one["rows"]) == (1, len(frame))
+        assert one["numbers"]["bmi"]["rows"] == frame["bmi"].count()
+        assert one["numbers"]["bmi"]["mean"] == pytest.approx(frame["bmi"].mean(), rel=1e-12)
+        counts = {level["level"]: level["rows"] for level in one["levels"]["sex"]}
+        assert counts["F"] == (frame["sex"] == "F").sum()
+    output = tmp_path / "sites.csv"
+    shown = command(sites, "result", "single", "-o", str(output))
+    assert "site-2 alone" in shown.stdout
+    assert f"site-3,numbers,age,,rows,{TABLES[2]['age'].count()}" in output.read_text()
+
+    own = sites.folder / "site-2.toml"
+    own.write_text(f"{POLICY}per_site = false\n")
+    try:
+        refused = command(sites, *words, "--run", "refused", "--set", "run.preflight=off", "--set", "round.max_abandoned=1")  # fmt: skip
+    finally:
+        own.write_text(POLICY)
+    assert refused.returncode == 4
+    assert "site-2" in refused.stderr
+    assert "its numbers are not shown alone (per_site)" in refused.stderr
 
 
 def test_a_hidden_column_is_no_column(sites: Federation, tmp_path: Path) -> None:

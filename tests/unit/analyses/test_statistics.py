@@ -420,3 +420,73 @@ def test_levels_beside_those_of_the_config_have_names() -> None:
     found = result_of(Statistics(OPTIONS), [made_up(100, 0)])
     names = [one["level"] for one in found["levels"]["sex"]]
     assert names == ["F", "M", statistics_result.OTHER, statistics_result.MISSING]
+
+
+def test_the_result_of_each_site_alone_is_that_of_its_table() -> None:
+    """Quantiles lie in the cells of all sites; a site without its second answer has none."""
+    analysis = Statistics(OPTIONS)
+    sites = [made_up(rows, rows) for rows in (120, 80)]
+    all_states = states(analysis, sites)
+    for frame in sites:
+        answers = [
+            analysis.local(state, table_of(frame, analysis), Limits()) for state in all_states[:2]
+        ]
+        found = analysis.site_result(all_states[-1], answers)
+        alone = dict(result_of(analysis, [frame]))
+        ages = found["numbers"]["age"]["quantiles"]
+        for one in ages:
+            assert one["low"] <= frame["age"].quantile(one["quantile"]) <= one["high"]
+        for result in (found, alone):
+            for number in result["numbers"].values():
+                del number["quantiles"]
+        assert found == alone
+        assert (
+            "quantiles" not in analysis.site_result(all_states[-1], answers[:1])["numbers"]["age"]
+        )
+    with pytest.raises(MessageError, match="not of its step"):
+        analysis.site_result(all_states[-1], [answers[1]])
+    with pytest.raises(MessageError, match="not of its step"):
+        analysis.site_result(all_states[-1], [])
+
+
+@pytest.mark.parametrize(
+    ("count", "to", "shown"), [(12, 5, 10), (13, 5, 15), (5, 10, 10), (4, 10, 0), (7, 0, 7)]
+)
+def test_a_count_is_rounded_to_the_nearest_multiple_halves_up(
+    count: int, to: int, shown: int
+) -> None:
+    """Worked by hand."""
+    assert Limits(round_to=to).rounded(np.array([count])).tolist() == [shown]
+
+
+def test_a_site_that_rounds_shows_no_exact_count_and_exact_sums() -> None:
+    """The result has how far its counts may be from those of the rows."""
+    options = {**OPTIONS, "quantiles": ()}
+    analysis = Statistics(options)
+    sites = [made_up(123, 1), made_up(88, 2)]
+    exact = result_of(analysis, sites, Limits(min_cell=3))
+    found = result_of(analysis, sites, Limits(min_cell=3, round_to=5))
+    assert "counts_within" not in exact
+    assert found["counts_within"] == 5.0
+    assert (exact["rows"], found["rows"]) == (211, 215)
+    assert found["numbers"]["age"]["sum"] == exact["numbers"]["age"]["sum"]
+    for ours, wanted in zip(found["levels"]["stage"], exact["levels"]["stage"], strict=True):
+        assert ours["rows"] % 5 == 0
+        assert abs(ours["rows"] - wanted["rows"]) <= 5
+    words = analysis.local(analysis.initial(), table_of(sites[0], analysis), Limits(round_to=5))
+    for block in analysis.first.blocks:
+        if block.is_count:
+            assert not (analysis.first.view(words, block.name) % 5).any()
+
+
+@pytest.mark.parametrize(
+    "options", [{"quantiles": (0.5,)}, {"survival": ("age died",), "time_grid": (0.0, 50.0)}]
+)
+def test_a_site_that_rounds_refuses_what_needs_exact_counts(options: dict[str, Any]) -> None:
+    """Before it looks at a row."""
+    analysis = Statistics({**OPTIONS, "quantiles": (), **options})
+    frame = made_up(100, 3).assign(died=1.0)
+    with pytest.raises(PolicyRefusal, match="need exact ones"):
+        analysis.local(
+            analysis.initial(), table_of(frame, analysis), Limits(min_cell=3, round_to=5)
+        )

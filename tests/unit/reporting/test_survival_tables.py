@@ -10,7 +10,6 @@ from click.testing import CliRunner
 from lifelines.datasets import load_rossi
 
 from fl_queue.cli import cli
-from fl_queue.errors import ConfigError
 from fl_queue.reporting import p_values, survival_tables
 
 CONFIG = """
@@ -51,11 +50,9 @@ def test_curves_and_the_test_of_a_site(site: list[str], tmp_path: Path) -> None:
     assert output.read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_result_without_curves_has_no_plot(tmp_path: Path) -> None:
-    """The message names the option."""
+def test_a_result_without_curves_stays_as_it_is() -> None:
+    """No p-value is added."""
     assert survival_tables.with_p_values({"numbers": {}}) == {"numbers": {}}
-    with pytest.raises(ConfigError, match="none was asked for"):
-        survival_tables.plot(tmp_path / "x.png", {"numbers": {}})
 
 
 @pytest.mark.parametrize(
