@@ -40,6 +40,8 @@ BENCHMARKS = (
     Benchmark("round_handover", "From one round to the next, and idling"),
     Benchmark("resident", "Data that are read once"),
     Benchmark("exact_sum", "The exact sum"),
+    Benchmark("secure_rounds", "Masks of secure sums"),
+    Benchmark("inversion", "An image out of an update"),
     Benchmark("regression", "A regression"),
     Benchmark("trees", "A boosted tree"),
     Benchmark("memory", "Memory against clients"),

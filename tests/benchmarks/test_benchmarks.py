@@ -95,7 +95,7 @@ def test_a_round_that_did_not_commit_has_no_timing(store: Store) -> None:
     assert timings(store, run) == []
 
 
-@pytest.mark.parametrize("name", ["exact_sum", "startup", "trees"])
+@pytest.mark.parametrize("name", ["exact_sum", "secure_rounds", "startup", "trees"])
 def test_benchmark_prints_a_table(name: str) -> None:
     done = subprocess.run(
         [sys.executable, "-m", f"benchmarks.cases.{name}", "--quick"],
