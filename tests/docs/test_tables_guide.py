@@ -20,8 +20,10 @@ from fl_queue.config.loading import load
 from fl_queue.reporting import rounds_table
 from fl_queue.store.embedded.server_pair import start
 from tests.support.checkout import ROOT
+from tests.support.commands import fl_queue
 from tests.support.federation import Federation, wait_for
 from tests.support.server_binaries import chosen_server
+from tests.support.table_sites import command
 
 GUIDE = (ROOT / "docs/guides/from-statistics-to-model.md").read_text()
 #: Its lines of commands, in their order.
@@ -31,20 +33,12 @@ COMMANDS = [
 SCRIPT = ROOT / "examples/tables/write_sites.py"
 
 
-def ran(folder: Path, words: list[str], federation: Federation | None = None) -> str:
+def ran(folder: Path, words: list[str], federation: Federation) -> str:
     """What a command of the guide prints, with the folder as the current one."""
-    program = [] if words[0] == "python" else ["-m", "fl_queue"]
-    if federation is not None and words[1] != "policy":
-        words = [*words, "--state-dir", str(federation.redis.state_dir)]
-    done = subprocess.run(
-        [sys.executable, *program, *words[1:]],
-        cwd=folder,
-        env=None if federation is None else federation.environment,
-        capture_output=True,
-        text=True,
-        timeout=180,
-        check=False,
-    )
+    if words[1] == "policy":
+        done = fl_queue(*words[1:], environment=federation.environment, folder=folder)
+    else:
+        done = command(federation, *words[1:], folder=folder)
     assert done.returncode == 0, (words, done.stderr)
     return done.stdout
 
@@ -56,7 +50,7 @@ def test_each_command_of_the_guide_runs(tmp_path: Path, no_process_left: None) -
     workers = [words for words in COMMANDS if words[1] == "worker"]
     others = [words for words in COMMANDS if words[1] != "worker"]
     assert (len(workers), others[0][0], others[1][1]) == (4, "python", "policy")
-    ran(tmp_path, others[0])
+    subprocess.run([sys.executable, *others[0][1:]], cwd=tmp_path, check=True, timeout=180)
     with start(tmp_path / "state", server=chosen_server()) as redis:
         federation = Federation(redis, tmp_path, clients=0, evaluator=False)
         try:

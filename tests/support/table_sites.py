@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd  # type: ignore[import-untyped,unused-ignore]
 
+from tests.support.commands import CommandResult, fl_queue
 from tests.support.federation import Federation, wait_for
 
 CONFIG = """
@@ -77,14 +76,9 @@ def config_file(folder: Path, cohort: int, name: str = "survey.toml") -> Path:
     return path
 
 
-def command(sites: Federation, *words: str) -> subprocess.CompletedProcess[str]:
-    """Run ``fl-queue`` on the servers of some sites, in their folder."""
-    return subprocess.run(
-        [sys.executable, "-m", "fl_queue", *words, "--state-dir", str(sites.redis.state_dir)],
-        capture_output=True,
-        text=True,
-        timeout=180,
-        env=sites.environment,
-        cwd=sites.folder,
-        check=False,
-    )
+def command(sites: Federation, *words: str, folder: Path | None = None) -> CommandResult:
+    """Run ``fl-queue`` on the servers of some sites, in their folder or another one."""
+    state = ("--state-dir", str(sites.redis.state_dir))
+    # What stops a process at a point is for the sites' workers.
+    environment = {name: text for name, text in sites.environment.items() if name != "FLQ_FAULTS"}
+    return fl_queue(*words, *state, environment=environment, folder=folder or sites.folder)

@@ -6,8 +6,6 @@ import contextlib
 import json
 import re
 import shlex
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -26,7 +24,7 @@ from tests.support import regression_tables as tables
 from tests.support.federation import Federation
 from tests.support.regression_tables import DIABETES, split
 from tests.support.server_binaries import chosen_server
-from tests.support.table_sites import start_sites
+from tests.support.table_sites import command, start_sites
 
 POLICY = 'min_rows = 50\nmin_cell = 5\nmax_questions = 500\nnever = ["name"]\n'
 GUIDE = (Path(__file__).parents[3] / "docs/guides/regression.md").read_text()
@@ -73,19 +71,6 @@ def _table(folder: Path, site: int) -> pd.DataFrame:
     return pd.read_csv(folder / f"site-{site}" / "table.csv")
 
 
-def command(sites: Federation, *words: str) -> subprocess.CompletedProcess[str]:
-    """Run ``fl-queue`` on the servers of these sites."""
-    state = ["--state-dir", str(sites.redis.state_dir)]
-    return subprocess.run(
-        [sys.executable, "-m", "fl_queue", *words, *state],
-        capture_output=True,
-        text=True,
-        timeout=180,
-        env=sites.environment,
-        check=False,
-    )
-
-
 def _config(folder: Path) -> str:
     path = folder / "cancer.toml"
     path.write_text(_blocks("toml")[0])
@@ -109,10 +94,10 @@ def test_the_guide(sites: Federation, tmp_path: Path, monkeypatch: pytest.Monkey
     config = _config(tmp_path)
     regression, *others = _commands()
     assert regression == ["regression", "cancer.toml"]
-    done = command(sites, *regression)
+    done = command(sites, *regression, folder=tmp_path)
     assert done.returncode == 0, done.stderr
     for words in others:
-        again = command(sites, *words)
+        again = command(sites, *words, folder=tmp_path)
         assert again.returncode == 0, again.stdout + again.stderr
         if words[0] == "verify":
             # Of every step, though the run keeps the last states alone.

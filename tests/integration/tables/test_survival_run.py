@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shlex
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,7 +15,7 @@ from fl_queue.store.embedded.server_pair import start
 from tests.support.checkout import ROOT
 from tests.support.federation import Federation
 from tests.support.server_binaries import chosen_server
-from tests.support.table_sites import start_sites
+from tests.support.table_sites import command, start_sites
 
 GUIDE = (ROOT / "docs/guides/survival.md").read_text()
 
@@ -50,25 +48,10 @@ def sites(tmp_path_factory: pytest.TempPathFactory, no_process_left: None) -> It
             made.close()
 
 
-def command(
-    sites: Federation, folder: Path, line: list[str], *more: str
-) -> subprocess.CompletedProcess[str]:
-    """Run a command of the guide in a folder, on the servers of these sites."""
-    return subprocess.run(
-        [sys.executable, "-m", "fl_queue", *line, *more, "--state-dir", str(sites.redis.state_dir)],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env=sites.environment,
-        check=False,
-    )
-
-
 def test_the_curves_of_the_guide(sites: Federation, tmp_path: Path) -> None:
     """Those of the pooled table; shown again as a picture."""
     (tmp_path / "curves.toml").write_text(block("curves.toml"))
-    done = command(sites, tmp_path, words("statistics curves.toml"), "--json")
+    done = command(sites, *words("statistics curves.toml"), "--json", folder=tmp_path)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert (found["sites"], found["rows"]) == (3, 432)
@@ -77,7 +60,7 @@ def test_the_curves_of_the_guide(sites: Federation, tmp_path: Path) -> None:
     assert found["survival"]["week arrest by fin"]["log_rank"]["p"] == pytest.approx(
         0.050116, abs=5e-7
     )
-    shown = command(sites, tmp_path, words("result curves"))
+    shown = command(sites, *words("result curves"), folder=tmp_path)
     assert shown.returncode == 0, shown.stderr
     assert "log-rank chi-square 3.83757" in shown.stdout
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
@@ -90,7 +73,7 @@ def test_the_hazards_of_the_guide(sites: Federation, tmp_path: Path) -> None:
         sites.arm("ledger.noted", "kill-worker", "site-2"),
         sites.arm("model.published", "kill-worker", "aggregator"),
     ]
-    done = command(sites, tmp_path, words("regression hazards.toml"), "--json")
+    done = command(sites, *words("regression hazards.toml"), "--json", folder=tmp_path)
     assert done.returncode == 0, done.stderr
     assert all(path.exists() for path in fired)
     found = json.loads(done.stdout)
@@ -99,7 +82,7 @@ def test_the_hazards_of_the_guide(sites: Federation, tmp_path: Path) -> None:
     assert found["coefficients"][0]["coefficient"] == pytest.approx(-0.3692501787, rel=1e-9)
     assert found["coefficients"][0]["error"] == pytest.approx(0.1914747575, rel=1e-8)
     for begin in ("result hazards", "verify hazards"):
-        again = command(sites, tmp_path, words(begin))
+        again = command(sites, *words(begin), folder=tmp_path)
         assert again.returncode == 0, again.stdout + again.stderr
     shown = re.search(r"^```markdown\n(.*?)^```", GUIDE, re.DOTALL | re.MULTILINE)
     assert shown is not None
