@@ -45,7 +45,9 @@ test-flower: ## run the tests of Flower clients with the real flwr, in .venv-flo
 	.venv-flower/bin/python -m pytest tests/flower tests/unit/tasks/test_flower.py $(ARGS)
 
 # In an environment of its own, with exactly the lower bounds of setup.cfg: a demo, then what uses each of those packages.
-OLD_EXTRAS := web plot prometheus medical embedded
+OLD_EXTRAS := web plot prometheus medical embedded tables
+# What tests compare results with: the newest that runs on the old numpy and scipy.
+REFERENCES := pandas scikit-learn statsmodels lifelines xgboost-cpu
 ON_OLDEST := tests/unit tests/integration/rounds/test_rounds.py tests/integration/cli/test_bad_input.py tests/integration/operations/test_prometheus.py
 test-oldest: ## run a demo and a part of the suite on the oldest packages that setup.cfg allows, in .venv-oldest
 	@$(MAKE) --no-print-directory VENV=.venv-oldest .venv-oldest/.installed-oldest
@@ -119,7 +121,7 @@ $(VENV)/.installed-flower: setup.cfg pyproject.toml
 $(VENV)/.installed-oldest: setup.cfg pyproject.toml scripts/oldest.py
 	@test -x $(BIN)/pip || $(PYTHON) -m venv --clear $(VENV)
 	@$(PYTHON) scripts/oldest.py $(OLD_EXTRAS) > $(VENV)/constraints.txt
-	@$(PIP) install --constraint $(VENV)/constraints.txt --editable ".[$(subst $() $(),$(comma),$(OLD_EXTRAS))]" hypothesis pytest pytest-timeout pytest-xdist pyyaml ml_dtypes
+	@$(PIP) install --constraint $(VENV)/constraints.txt --editable ".[$(subst $() $(),$(comma),$(OLD_EXTRAS))]" hypothesis pytest pytest-timeout pytest-xdist pyyaml ml_dtypes $(REFERENCES)
 	@touch $@
 
 comma := ,
