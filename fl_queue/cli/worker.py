@@ -275,7 +275,8 @@ site_rules = collect(
     click.option(
         "--require-secure",
         is_flag=True,
-        help="Take part in secure rounds only (secure.enabled): nothing of this site's data leaves it in clear.",
+        help="Answer no round in clear: nothing of this site's data leaves it but in secure rounds, and no config of "
+        "this release asks for one.",
     ),
     click.option(
         "--min-cohort",

@@ -59,22 +59,33 @@ def read(path: Path) -> Parties:
     """
     try:
         with path.open("rb") as file:
-            mode = os.fstat(file.fileno()).st_mode
-            raw = tomllib.loads(file.read(_MOST_BYTES).decode())
+            mode, raw = os.fstat(file.fileno()).st_mode, file.read(_MOST_BYTES)
     except OSError as exc:
         raise ConfigError(_OPTION, f"{path} cannot be read: {exc.strerror or exc}") from exc
-    except (ValueError, RecursionError) as exc:
-        raise ConfigError(
-            _OPTION, f"{path} is not valid TOML; ask for the file of `fl-queue parties` again"
-        ) from exc
     if mode & (stat.S_IWGRP | stat.S_IWOTH):
         raise ConfigError(
             _OPTION, f"{path} can be changed by others of this machine; run chmod go-w {path}"
         )
-    return Parties({client: _key(path, client, table) for client, table in raw.items()})
+    return parse(raw, str(path))
 
 
-def _key(path: Path, client: str, table: Any) -> str:
+def parse(raw: bytes, path: str) -> Parties:
+    """
+    The content of such a file. Args: ``path``: its name, for errors.
+
+    Raises:
+        ConfigError: It is not TOML, or an entry cannot be used.
+    """
+    try:
+        tables = tomllib.loads(raw.decode())
+    except (ValueError, RecursionError) as exc:
+        raise ConfigError(
+            _OPTION, f"{path} is not valid TOML; ask for the file of `fl-queue parties` again"
+        ) from exc
+    return Parties({client: _key(path, client, table) for client, table in tables.items()})
+
+
+def _key(path: str, client: str, table: Any) -> str:
     if not identifiers.is_name(client):
         raise ConfigError(_OPTION, f"{path}: {client[:64]!r} is not a client id")
     key = table.get("key") if isinstance(table, dict) else None

@@ -60,7 +60,9 @@ class _Record:
             raise MessageError(f"not {cls._what}: it is no object")
         made = cls._of_json(_Fields(found, cls._what))
         if made.to_bytes() != bytes(raw):
-            raise MessageError(f"not {cls._what}: it is laid out otherwise")
+            raise MessageError(
+                f"not {cls._what}: it is laid out otherwise, or holds something else"
+            )
         return made
 
     def _to_json(self) -> dict[str, Any]:
@@ -140,9 +142,7 @@ class Roster(_Record):
     @classmethod
     def _of_json(cls, fields: _Fields) -> Self:
         rows = fields.rows("parties", (str, _hex(_KEY_BYTES), _hex(SIGNATURE_BYTES)))
-        made = cls(fields.hex("context"), tuple(Party(*row) for row in rows))
-        fields.check_all_read()
-        return made
+        return cls(fields.hex("context"), tuple(Party(*row) for row in rows))
 
 
 class Survivor(NamedTuple):
@@ -186,9 +186,7 @@ class Survivors(_Record):
     def _of_json(cls, fields: _Fields) -> Self:
         rows = fields.rows("survivors", (str, identifiers.parse_digest, _hex(HASH_BYTES)))
         found = tuple(Survivor(*row) for row in rows)
-        made = cls(fields.hex("context"), fields.hex("roster").hex(), found)
-        fields.check_all_read()
-        return made
+        return cls(fields.hex("context"), fields.hex("roster").hex(), found)
 
 
 @dataclass(frozen=True)
@@ -212,9 +210,7 @@ class Confirmations(_Record):
     @classmethod
     def _of_json(cls, fields: _Fields) -> Self:
         rows = fields.rows("signatures", (str, _hex(SIGNATURE_BYTES)))
-        made = cls(fields.hex("survivors").hex(), dict(rows))
-        fields.check_all_read()
-        return made
+        return cls(fields.hex("survivors").hex(), dict(rows))
 
 
 class Parcel(NamedTuple):
@@ -270,9 +266,7 @@ class Inbox(_Record):
         parts = [_hex(BOX_BYTES), _hex(HASH_BYTES), *([_hex(HASH_BYTES)] if kind == "self" else [])]
         rows = fields.rows("boxes", (str, *parts))
         reader = identifiers.parse_name(fields.take("reader"))
-        made = cls(fields.hex("context"), kind, reader, tuple(Parcel(*row) for row in rows))
-        fields.check_all_read()
-        return made
+        return cls(fields.hex("context"), kind, reader, tuple(Parcel(*row) for row in rows))
 
 
 class _Fields:
@@ -309,11 +303,6 @@ class _Fields:
             parsed = [read(value) for read, value in zip(columns[1:], raw[1:], strict=True)]
             rows.append([client, *parsed])
         return rows
-
-    def check_all_read(self) -> None:
-        """Raise MessageError unless there was nothing else."""
-        if self._found:
-            raise MessageError(f"not {self._what}: it holds {min(self._found)[:40]!r}")
 
 
 def _hex(nbytes: int) -> Callable[[Any], bytes]:

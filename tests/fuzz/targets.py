@@ -26,17 +26,18 @@ from fl_queue.aggregation.merge import UpdateMerger
 from fl_queue.config.loading import load
 from fl_queue.config.run_config import RunConfig
 from fl_queue.coordinator.aggregator import verdicts
-from fl_queue.errors import JobRefused, MessageError
-from fl_queue.protocol import identifiers, message, signing, tensor_layout
+from fl_queue.errors import ConfigError, JobRefused, MessageError
+from fl_queue.protocol import identifiers, message, parties, signing, tensor_layout
 from fl_queue.protocol.codecs import codec
 from fl_queue.protocol.events import event_of
 from fl_queue.protocol.header import GroupMember, Header, packed, unpacked
 from fl_queue.protocol.manifest import Manifest, TensorSpec
+from fl_queue.protocol.parties import Parties
 from fl_queue.protocol.records import Enrolment, Receipt, RoundRecord
 from fl_queue.protocol.signing import new_key, seal
 from fl_queue.reporting import live_view, run_status
 from fl_queue.secure.bodies import ConfirmBody, KeysBody, UnmaskBody, UpdateTrailer
-from fl_queue.secure.records import Confirmations, Inbox, Roster, Survivors
+from fl_queue.secure.records import Confirmations, Inbox, Roster, SignedRunKey, Survivors
 from fl_queue.secure.ring import RingLayout, RingSum
 from fl_queue.store import RoundState, as_text, parse_round_state, parse_run_state
 from fl_queue.store.jobs.dispatch import JobTicket
@@ -311,6 +312,17 @@ def decode_secure_record(data: bytes) -> None:
     assert kind.from_bytes(data[1:]).to_bytes() == data[1:]
 
 
+def decode_parties(data: bytes) -> None:
+    """A site's file of peers."""
+    found = parties.parse(data, "parties.toml")
+    assert parties.parse(found.to_toml().encode(), "parties.toml") == found
+
+
+def decode_run_key(data: bytes) -> None:
+    found = SignedRunKey.from_json(data)
+    assert SignedRunKey.from_json(found.to_json()) == found
+
+
 _SECURE_BODIES: tuple[Callable[[bytes], Any], ...] = (
     lambda body: KeysBody.from_bytes(body, 2),
     lambda body: UpdateTrailer.from_bytes(body, 2),
@@ -381,6 +393,10 @@ def _secure_bodies() -> list[bytes]:
     return [bytes([index]) + bytes(size) for index, size in enumerate(sizes)]
 
 
+def _parties() -> list[bytes]:
+    return [Parties({"hospital-a": _PUBLIC, "hospital-b": new_key()[1]}).to_toml().encode()]
+
+
 def _masked_vectors() -> list[bytes]:
     layouts = [RingLayout(MANIFEST, SCALES, 1 << 20, bits) for bits in _RINGS]
     return [bytes([index]) + bytes(made.nbytes) for index, made in enumerate(layouts)]
@@ -428,6 +444,10 @@ TARGETS: dict[str, Target] = {
     "state": Target(decode_state, _states),
     "secure-record": Target(decode_secure_record, _secure_records),
     "secure-body": Target(decode_secure_body, _secure_bodies),
+    "parties": Target(decode_parties, _parties, (ConfigError,)),
+    "run-key": Target(
+        decode_run_key, lambda: [SignedRunKey(bytes(32), bytes(64)).to_json().encode()]
+    ),
     "masked-vector": Target(decode_masked_vector, _masked_vectors),
     "job": Target(decode_job, _jobs, (JobRefused, NoSuchJobError)),
 }

@@ -9,7 +9,7 @@ import pytest
 
 from fl_queue.protocol.records import Purpose
 from fl_queue.secure import graph, policy
-from fl_queue.secure.policy import LEAST_COHORT
+from fl_queue.secure.policy import LEAST_COHORT, Demands, RoundPolicy
 from fl_queue.secure.records import Confirmations, Roster, SignedRunKey, Survivor, Survivors
 from tests.support.secure_cohort import BODY, TERMS, Cohort
 
@@ -40,6 +40,17 @@ def test_without_peers_the_keys_of_the_run_count() -> None:
 
     assert made.of_cohort(COHORT.run_keys, OWN_RUN_KEY, 0) == []
     assert made.of_roster(ROSTER, OWN_MASK_KEY) == []
+
+
+def test_a_run_without_signatures_has_none_to_check() -> None:
+    """Only a curious operator is kept out: ``secure.confirm`` and enrolment are off."""
+    unsigned = {id_: key._replace(signature=bytes(64)) for id_, key in COHORT.run_keys.items()}
+    terms = replace(TERMS, confirm=False)
+    made = RoundPolicy(Demands(client="c00"), terms, COHORT.view, signers=None)
+
+    assert made.of_cohort(unsigned, OWN_RUN_KEY, 0) == []
+    signed = RoundPolicy(Demands(client="c00"), terms, COHORT.view, signers={})
+    assert len(signed.of_cohort(unsigned, OWN_RUN_KEY, 0)) == 10
 
 
 # The cohort

@@ -10,7 +10,7 @@ import pytest
 
 from fl_queue.errors import MessageError
 from fl_queue.secure import records
-from fl_queue.secure.records import Confirmations, Inbox, Roster, Survivors
+from fl_queue.secure.records import Confirmations, Inbox, Roster, SignedRunKey, Survivors
 from tests.support.secure_records import (
     CONFIRMATIONS,
     KEY_INBOX,
@@ -60,6 +60,8 @@ PARTIES = json.loads(ROSTER.to_bytes())["parties"]
 BAD = [
     (Roster, b""),
     (Roster, b"[]"),
+    (Roster, b"1"),
+    (Roster, changed(ROSTER, parties=1)),
     (Roster, b"\xff\xfe"),
     (Roster, changed(ROSTER, context=None)),
     (Roster, changed(ROSTER, more=1)),
@@ -89,6 +91,32 @@ BAD = [
 def test_anything_else_is_a_documented_error(kind: Any, raw: bytes) -> None:
     with pytest.raises(MessageError):
         kind.from_bytes(raw)
+
+
+def test_a_run_key_is_the_same_after_its_json() -> None:
+    made = SignedRunKey(bytes([1] * 32), bytes([2] * 64))
+
+    assert SignedRunKey.from_json(made.to_json()) == made
+    assert made.to_json() == f'{{"key":"{"01" * 32}","signature":"{"02" * 64}"}}'
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "1",
+        "[]",
+        "{}",
+        f'{{"key":"{"01" * 32}"}}',
+        f'{{"key":"{"01" * 32}","signature":"{"02" * 63}"}}',
+        f'{{"key":"{"AB" * 32}","signature":"{"02" * 64}"}}',
+        f'{{"key":"{"zz" * 32}","signature":"{"02" * 64}"}}',
+        f'{{"key":"{"01" * 32}","signature":"{"02" * 64}","more":1}}',
+    ],
+)
+def test_what_is_no_run_key_is_a_documented_error(text: str) -> None:
+    with pytest.raises(MessageError):
+        SignedRunKey.from_json(text)
 
 
 def test_bytes_under_another_name_and_too_many_are_refused() -> None:

@@ -69,6 +69,20 @@ def test_the_sum_comes_out_after_drop_outs_at_each_stage(
     assert not found.liars
 
 
+def test_a_box_that_did_not_come_is_no_share() -> None:
+    made = opened()
+    found = finished(made, CLIENTS, CLIENTS[:4])
+    signed = made.confirmed(found.roster, found.survivors, *CLIENTS[:4])
+    boxes = made.boxes_for("a", found.roster)
+    fewer = replace(boxes["self"], parcels=boxes["self"].parcels[1:])
+    member = made.sites["a"]
+
+    body = member.unmask(made.view, found.roster, found.survivors, signed, {**boxes, "self": fewer})
+    assert [share == NO_SHARE for share in body.shares] == [False, True, False, False, False]
+    body = member.unmask(made.view, found.roster, found.survivors, signed, {"key": boxes["key"]})
+    assert [share == NO_SHARE for share in body.shares] == [False, True, True, True, True]
+
+
 def test_too_few_answers_are_named_with_those_who_are_silent() -> None:
     made = opened()
     roster = made.roster()
