@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from fl_queue.config.run_config import RunConfig
 from fl_queue.coordinator.rounds import runs
-from fl_queue.errors import ConfigError, DataError
+from fl_queue.errors import ConfigError, DataError, RunStateError
 from fl_queue.experiments import launching
+from fl_queue.models import site_models as own_models
 from fl_queue.reporting import model_export
 from fl_queue.reporting.model_export import ExportRequest
 from fl_queue.store import Store
@@ -42,6 +43,60 @@ class GivenModel:
     path: Path
     name: str
     tables: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class SiteModels:
+    """
+    The models of single sites in a round, and the one that was made of them.
+
+    Args:
+        run: Name of the run.
+        number: Of the round.
+        models: Client -> its model; an empty name: the merged one.
+    """
+
+    run: str
+    number: int
+    models: Mapping[str, GivenModel]
+
+
+def site_models(store: Store, state_dir: Path, text: str, folder: Path) -> SiteModels:
+    """
+    The models of single sites, which the base version and kept updates of a round make.
+
+    Args:
+        state_dir: The aggregator's folder, with the kept updates.
+        text: ``RUN``: of its newest round; ``RUN@VERSION``: of the round that made this version.
+        folder: For the files.
+
+    Raises:
+        UnknownRun, UnknownVersion: There is no such run or version.
+        RunStateError: The run is an analysis, keeps no updates, or has no round with accepted ones.
+        DataError: An update is not there, or damaged.
+    """
+    name, _, version = text.partition("@")
+    state = runs.find_run(store, name)
+    runs.check_is_model(store, state)
+    number = model_export.version_of(store, state, version or None, best=False)
+    records = store.control.history.records(state.run_id)
+    made = [one for one in records if one.version == number and one.accepted]
+    manifest = store.control.versions.manifest(state.run_id)
+    if not made or manifest is None:
+        raise RunStateError(
+            state.name, f"no round of updates made version {number}; name another, as RUN@VERSION"
+        )
+    record = made[-1]
+    config = runs.current_config(store, state.run_id, record.config_segment)
+    own_models.check(state.name, config, manifest)
+    tables, stored = config.to_dict(), model_export.models_of(store, state.run_id, state_dir)
+    found = {}
+    for client in sorted(record.accepted):
+        path = folder / f"{state.name}-round-{record.round}-{client}.safetensors"
+        own_models.write(stored, config, record, client, path)
+        found[client] = GivenModel(path, f"{state.name}-{client}", tables)
+    merged = given_model(store, state_dir, f"{name}@{number}", folder)
+    return SiteModels(state.name, record.round, {**found, "": replace(merged, tables=tables)})
 
 
 def given_model(store: Store, state_dir: Path, text: str, folder: Path) -> GivenModel:

@@ -121,12 +121,17 @@ def renderables(found: Mapping[str, Any]) -> Iterator[RenderableType]:
 
 def markdown(found: Mapping[str, Any]) -> str:
     """The report as Markdown."""
-    lines = [f"# {_plain(headline(found))}", ""]
-    for part in parts(found):
+    return markdown_of(headline(found), parts(found), notes(found))
+
+
+def markdown_of(title: str, shown: Iterable[Part], remarks: Iterable[str]) -> str:
+    """Tables under a title, and remarks below them, as Markdown."""
+    lines = [f"# {_plain(title)}", ""]
+    for part in shown:
         lines += [f"## {part.title}", "", _line(part.columns), _line(["---"] * len(part.columns))]
         lines += [_line(row) for row in part.rows]
         lines.append("")
-    lines += [f"- {_plain(note)}" for note in notes(found)]
+    lines += [f"- {_plain(note)}" for note in remarks]
     return "\n".join(lines) + "\n"
 
 

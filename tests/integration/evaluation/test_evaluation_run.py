@@ -11,8 +11,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 from sklearn import metrics as reference
 
+from fl_queue.coordinator.rounds import runs
+from fl_queue.experiments import evaluating
 from fl_queue.protocol.records import Outcome
 from fl_queue.store.embedded.server_pair import start
 from tests.support import breast_cancer
@@ -24,8 +27,8 @@ FRAME = breast_cancer.frame()
 PARTS = [FRAME.iloc[:250], FRAME.iloc[250:420], FRAME.iloc[420:]]
 OPEN = "min_rows = 1\nmin_cell = 1\n"
 GUIDE = (Path(__file__).parents[3] / "docs/guides/evaluation.md").read_text()
-#: The guide's commands, without the program's name: of a file, of a run, and the result.
-OF_A_FILE, OF_A_RUN, RESULT = (
+#: The guide's commands, without the program's name: of a file, of a run, the result, and a matrix.
+OF_A_FILE, OF_A_RUN, RESULT, KEEPING, MATRIX = (
     shlex.split(line)[1:] for line in re.findall(r"^fl-queue .*", GUIDE, re.MULTILINE)
 )
 [RULES] = re.findall(r"^```toml\n(.*?)^```", GUIDE, re.DOTALL | re.MULTILINE)
@@ -151,6 +154,37 @@ def test_a_trained_run_and_a_site_that_only_evaluates(sites: Federation) -> None
         policies(sites, OPEN, OPEN, OPEN)
 
 
+def test_the_model_of_each_site_at_each_site(sites: Federation, tmp_path: Path) -> None:
+    """The merged one is their weighted mean; each row is what an evaluation of the file gives."""
+    done = command(
+        sites, *KEEPING, "--run", "kept", "--set", "run.rounds=2", "--set", "run.evaluate_every=0"
+    )
+    assert done.returncode == 0, done.stderr
+    shown = command(sites, "evaluate", "kept", *MATRIX[2:], "--json")
+    assert shown.returncode == 0, shown.stderr
+    found = json.loads(shown.stdout)
+    assert (found["round"], found["figure"]) == (2, "auc")
+    names = ["site-1", "site-2", "site-3"]
+    assert (found["sites"], [*found["models"]]) == (names, ["all sites' model", *names])
+    assert (sites.folder / "matrix.png").read_bytes().startswith(b"\x89PNG")
+
+    state = runs.find_run(sites.store, "kept")
+    models = evaluating.site_models(sites.store, sites.redis.state_dir, "kept", tmp_path).models
+    records = sites.store.control.history.records(state.run_id)
+    [record] = [one for one in records if one.version == 2]
+    tensors = {who: load_file(given.path) for who, given in models.items()}
+    merged, total = tensors.pop(""), sum(record.weights.values())
+    for name in ("layers.0.weight", "layers.0.bias"):
+        mean = sum(tensors[who][name] * (record.weights[who] / total) for who in names)
+        assert np.allclose(mean, merged[name], rtol=0, atol=1e-6)
+        assert not np.allclose(tensors["site-1"][name], tensors["site-2"][name], atol=1e-4)
+    again = report(sites, str(models["site-2"].path), "study.toml")
+    row = found["models"]["site-2"]
+    assert again["metrics"]["auc"]["value"] == row["all"]["auc"]
+    for who in names:
+        assert again["per_site"][who]["auc"]["value"] == row["sites"][who]["auc"]
+
+
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [
@@ -158,6 +192,10 @@ def test_a_trained_run_and_a_site_that_only_evaluates(sites: Federation) -> None
         (["model.safetensors"], 2, "CONFIG: is missing"),
         (["study.toml", "study.toml"], 2, "the suffix is none of .safetensors"),
         (["unknown", "study.toml"], 2, "there is no such run"),
+        (["study", "--matrix"], 2, "train with model.keep_updates = true"),
+        (["study", "--figure", "auc"], 2, "--figure: is for --matrix"),
+        (["study", "--matrix", "-o", "matrix.html"], 2, "a matrix is written as one of"),
+        (["study@0", "--matrix"], 2, "no round of updates made version 0"),
         (
             ["model.safetensors", "study.toml", "-o", "report.doc"],
             2,
