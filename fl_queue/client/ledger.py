@@ -13,7 +13,7 @@ import secrets
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, astuple, dataclass
+from dataclasses import asdict, astuple, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +84,7 @@ class Entry:
         return [Grouping(*one) for one in self.groupings]
 
     @property
-    def keys(self) -> set[tuple[str, str, str, str]]:
+    def keys(self) -> frozenset[_Key]:
         """
         What counts as different questions: a question about the same rows under the same rules counts once.
 
@@ -93,9 +93,53 @@ class Entry:
         """
         if self.fit_step:
             part = self.fit_step // STEPS_OF_A_QUESTION
-            return {(self.file, self.table, self.policy, f"part {part} of fit {self.run_id}")}
+            return frozenset(
+                {(self.file, self.table, self.policy, f"part {part} of fit {self.run_id}")}
+            )
         asked = (*self.questions, f"a step after {self.state}") if self.state else self.questions
-        return {(self.file, self.table, self.policy, question) for question in asked}
+        return frozenset((self.file, self.table, self.policy, question) for question in asked)
+
+
+_Key = tuple[str, str, str, str]
+
+
+@dataclass
+class _Day:
+    """
+    What a day's file holds that later questions are compared with, up to a line's end.
+
+    Args:
+        size: Bytes that were read.
+        lines: Their lines.
+        last: The last of these bytes, at most ``_LAST``: another file in this one's place differs there.
+        groupings, curves, tables: Of all entries.
+        asked: Their keys.
+        answers: Run id, round and client -> the keys of each answer.
+    """
+
+    size: int = 0
+    lines: int = 0
+    last: bytes = b""
+    groupings: set[Grouping] = field(default_factory=set)
+    curves: set[Curve] = field(default_factory=set)
+    tables: set[str] = field(default_factory=set)
+    asked: set[_Key] = field(default_factory=set)
+    answers: dict[tuple[str, int, str], set[frozenset[_Key]]] = field(default_factory=dict)
+
+    def add(self, entry: Entry) -> None:
+        """Take an entry in."""
+        self.groupings.update(entry.grouped)
+        self.curves.update(Curve(*one) for one in entry.curves)
+        self.tables.add(entry.table)
+        self.asked |= entry.keys
+        answer = (entry.run_id, entry.round, entry.client)
+        self.answers.setdefault(answer, set()).add(entry.keys)
+
+
+#: Days that this process has read: a step of a fit reads the lines that were added, however long the ledger is.
+_DAYS: dict[Path, _Day] = {}
+#: Bytes before the added ones by which a file is known again.
+_LAST = 4096
 
 
 def today() -> str:
@@ -131,15 +175,25 @@ class Ledger:
             return
         for path in sorted(self._folder.glob("*.jsonl")):
             if path.stem >= since:
-                yield from _entries(path)
+                yield from _parsed(path, _bytes_from(path, 0), 0)
+
+    def _days(self, since: str = "") -> list[_Day]:
+        """
+        What is compared with, of the days from ``since`` on; lines that this process has read are not read again.
+
+        Raises:
+            DataError, LocalStorageError: As ``entries``.
+        """
+        found = sorted(self._folder.glob("*.jsonl")) if self._folder.is_dir() else []
+        return [_day(path) for path in found if path.stem >= since]
 
     def groupings(self) -> set[Grouping]:
         """How rows were grouped in earlier questions, of any file: two may hold the same rows."""
-        return {one for entry in self.entries() for one in entry.grouped}
+        return {one for day in self._days() for one in day.groupings}
 
     def curves(self) -> set[Curve]:
         """Times to an event that were counted in earlier questions, of any file."""
-        return {Curve(*one) for entry in self.entries() for one in entry.curves}
+        return {one for day in self._days() for one in day.curves}
 
     @contextmanager
     def asking(self) -> Iterator[None]:
@@ -203,14 +257,10 @@ class Ledger:
 
     def _is_noted(self, entry: Entry, policy: SitePolicy) -> bool:
         """Whether this very answer is noted. Raises PolicyRefusal for more questions than a day may have."""
-        asked: set[tuple[str, str, str, str]] = set()
-        for earlier in self.entries(today()):
-            asked |= earlier.keys
-            if (earlier.run_id, earlier.round, earlier.client) == (
-                entry.run_id,
-                entry.round,
-                entry.client,
-            ) and earlier.keys == entry.keys:
+        asked: set[_Key] = set()
+        for day in self._days(today()):
+            asked |= day.asked
+            if entry.keys in day.answers.get((entry.run_id, entry.round, entry.client), ()):
                 return True
         if len(asked | entry.keys) > policy.max_questions and not entry.keys <= asked:
             raise PolicyRefusal(
@@ -224,7 +274,7 @@ class Ledger:
 
         That one may have been another file: a copy under another name, or last month's.
         """
-        for table in sorted({found.table for found in self.entries()} - {entry.table}):
+        for table in sorted({name for day in self._days() for name in day.tables} - {entry.table}):
             path = self._rows_of(table)
             if not path.exists():
                 raise DataError(
@@ -256,12 +306,39 @@ class Ledger:
         return self._folder / "rows" / f"{table[:32]}.npy"
 
 
-def _entries(path: Path) -> Iterator[Entry]:
-    """Answers of a day. Raises DataError, LocalStorageError."""
+def _day(path: Path) -> _Day:
+    """A day, as far as its file goes now. Raises DataError, LocalStorageError."""
+    known = _DAYS.pop(path, None) or _Day()
+    kept = len(known.last)
+    data = _bytes_from(path, known.size - kept)
+    if data[:kept] != known.last:
+        # It was put back from a copy, or edited.
+        known, kept, data = _Day(), 0, _bytes_from(path, 0)
+    # What follows the last line's end is read again next time: it may be a part of a line. An entry counts once.
+    for entry in _parsed(path, data[kept:], known.lines):
+        known.add(entry)
+    whole = data.rfind(b"\n") + 1
+    if whole > kept:
+        known.size += whole - kept
+        known.lines += data.count(b"\n", kept, whole)
+        known.last = data[max(0, whole - _LAST) : whole]
+    _DAYS[path] = known
+    return known
+
+
+def _bytes_from(path: Path, start: int) -> bytes:
+    """A file from an offset on. Raises LocalStorageError."""
     try:
-        lines = path.read_bytes().split(b"\n")
+        with path.open("rb") as file:
+            file.seek(start)
+            return file.read()
     except OSError as exc:
         raise LocalStorageError(str(path), f"cannot be read: {exc.strerror}") from exc
+
+
+def _parsed(path: Path, data: bytes, before: int) -> Iterator[Entry]:
+    """Entries of lines of a day's file, after ``before`` lines. Raises DataError."""
+    lines = data.split(b"\n")
     for number, line in enumerate(lines, 1):
         if not line:
             continue
@@ -272,11 +349,11 @@ def _entries(path: Path) -> Iterator[Entry]:
             # answer was not given.
             if number == len(lines) or lines[number]:
                 continue
-            raise _unreadable(path, number) from None
+            raise _unreadable(path, before + number) from None
         try:
             yield _entry(raw)
         except (ValueError, TypeError, KeyError):
-            raise _unreadable(path, number) from None
+            raise _unreadable(path, before + number) from None
 
 
 def _unreadable(path: Path, number: int) -> DataError:

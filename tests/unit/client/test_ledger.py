@@ -222,3 +222,62 @@ def test_no_other_account_reads_it(tmp_path: Path) -> None:
     assert (tmp_path / "a" / "ledger").stat().st_mode & 0o077 == 0
     assert not np.array_equal(_hashes(book, LINES), _hashes(other, LINES))
     assert np.array_equal(_hashes(book, LINES), _hashes(Ledger(tmp_path / "a"), LINES[::-1]))
+
+
+def test_a_long_ledger_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A further step reads and parses the lines that were added, however many there are before them."""
+    book = Ledger(tmp_path)
+    _note(book)
+    day = tmp_path / "ledger" / "2026-01-31.jsonl"
+    line = day.read_bytes()
+    day.write_bytes(line * 100_000)
+    book.groupings()
+    read, parsed = [], []
+    from_offset, entry = ledger._bytes_from, ledger._entry
+    monkeypatch.setattr(
+        ledger, "_bytes_from", lambda *each: read.append(found := from_offset(*each)) or found
+    )
+    monkeypatch.setattr(ledger, "_entry", lambda raw: parsed.append(raw) or entry(raw))
+    for number in range(2, 12):
+        book.groupings()
+        _note(book, run_id="survey-2", round=number, fit_step=number)
+    assert len(parsed) == 10 - 1
+    assert max(map(len, read)) < 3 * ledger._LAST
+    assert day.read_bytes().count(b'"run_id":"survey-2"') == 10
+
+
+def test_a_ledger_put_back_from_a_copy_is_read_again(tmp_path: Path) -> None:
+    """What this process has read of another file in its place does not count."""
+    book = Ledger(tmp_path)
+    _note(book, questions=("a", "b", "c"))
+    day = tmp_path / "ledger" / "2026-01-31.jsonl"
+    copy = day.read_bytes()
+    with pytest.raises(PolicyRefusal):
+        _note(book, questions=("d",), run_id="2")
+    day.write_bytes(copy.replace(b'"c"', b'"x"') + copy.replace(b'"c"', b'"y"'))
+    with pytest.raises(PolicyRefusal):
+        _note(book, questions=("c",), run_id="2")
+
+
+def test_a_line_that_was_cut_off_is_no_answer_once_more_follow(tmp_path: Path) -> None:
+    """Also if this process read the ledger while the cut line was its last."""
+    book = Ledger(tmp_path)
+    _note(book)
+    day = tmp_path / "ledger" / "2026-01-31.jsonl"
+    with day.open("ab") as file:
+        file.write(b'\n{"at": "2026')
+    book.groupings()
+    _note(book, run_id="survey-2")
+    book.groupings()
+    _note(book, run_id="survey-2")
+    assert [entry.run_id for entry in book.entries()] == ["survey-1", "survey-2"]
+
+
+def test_an_entry_without_its_line_end_counts(tmp_path: Path) -> None:
+    """An editor takes the last line's end away; the answer was given."""
+    book = Ledger(tmp_path)
+    _note(book, questions=("a", "b", "c"))
+    day = tmp_path / "ledger" / "2026-01-31.jsonl"
+    day.write_bytes(day.read_bytes().rstrip())
+    with pytest.raises(PolicyRefusal):
+        _note(book, questions=("d",), run_id="2")
