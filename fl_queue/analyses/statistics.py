@@ -46,6 +46,8 @@ from fl_queue.protocol.arrays import Float64s, Int64s
 
 #: Levels beside those of the config: any other text, and a missing cell.
 MORE_LEVELS = 2
+#: The sum of numbers of so few values is a count of rows.
+_COUNTED = 2
 
 _Words = dict[str, Int64s]
 
@@ -391,6 +393,7 @@ class _FirstStep:
         values, places = values[is_there], places[is_there]
         found = np.bincount(places, minlength=size).astype(np.int64)
         forced = telling_sums.by_group(values, places, size, self._limits)
+        forced |= self._is_count(values)
         if hidden is not None:
             forced |= hidden
         mask = withheld(found, self._limits.min_cell, forced)
@@ -405,6 +408,10 @@ class _FirstStep:
             f"sum of {name}": sums,
             f"squares of {name}": squares,
         }
+
+    def _is_count(self, values: Float64s) -> bool:
+        """Whether sums of numbers would show a count that is rounded elsewhere: there are two different ones at most."""
+        return bool(self._limits.round_to) and len(np.unique(values)) <= _COUNTED
 
     def _tables(self) -> _Words:
         words: _Words = {}
@@ -426,8 +433,10 @@ class _FirstStep:
         columns = np.stack([self._table.numbers[name] for name in names])
         is_whole: Mask = np.asarray(~np.isnan(columns).any(axis=0))
         rows = int(is_whole.sum())
-        mask = self._are_few(rows, names, is_whole) or telling_sums.of_products(
-            columns, is_whole, self._limits
+        mask = (
+            self._are_few(rows, names, is_whole)
+            or telling_sums.of_products(columns, is_whole, self._limits)
+            or any(map(self._is_count, columns[:, is_whole]))
         )
         whole, places = columns[:, is_whole], np.zeros(rows, np.intp)
         sums = [exact_digits.sums(column, places, 1)[0] for column in whole]

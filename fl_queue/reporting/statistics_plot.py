@@ -104,7 +104,7 @@ def _table(axes: Axes, name: str, found: _Found) -> None:
     counts, hidden = counts[rows][:, columns], hidden[rows][:, columns]
     axes.imshow(counts, cmap="Blues", aspect="auto")
     for (row, column), count in np.ndenumerate(counts):
-        text = f"{count:,}*" if hidden[row, column] else f"{count:,}"
+        text = f"{count or '-'}*" if hidden[row, column] else f"{count:,}"
         is_dark = count > counts.max() / 2
         axes.text(
             column, row, text, ha="center", va="center", color="white" if is_dark else "black"

@@ -479,6 +479,20 @@ def test_a_site_that_rounds_shows_no_exact_count_and_exact_sums() -> None:
             assert not (analysis.first.view(words, block.name) % 5).any()
 
 
+def test_a_site_that_rounds_shows_no_count_as_a_sum() -> None:
+    """The sum of a column of 0 and 1 is the count of 1, and so are its products with others."""
+    options = {**OPTIONS, "quantiles": (), "numbers": ("age", "bmi"), "correlation": ("age", "bmi")}
+    frame = made_up(200, 4)
+    frame["bmi"] = (frame["bmi"] > 25).astype(np.float64)
+    found = result_of(Statistics(options), [frame], Limits(min_cell=3, round_to=5))
+    assert (found["numbers"]["bmi"]["withheld"], found["numbers"]["bmi"]["sum"]) == (1, 0.0)
+    assert found["numbers"]["age"]["withheld"] == 0
+    assert found["correlation"]["withheld"] == 1
+    assert {one["sum"] for one in found["groups"]["bmi by stage"]} == {0.0}
+    shown = result_of(Statistics(options), [frame], Limits(min_cell=3))
+    assert shown["numbers"]["bmi"]["withheld"] == shown["correlation"]["withheld"] == 0
+
+
 @pytest.mark.parametrize(
     "options", [{"quantiles": (0.5,)}, {"survival": ("age died",), "time_grid": (0.0, 50.0)}]
 )
