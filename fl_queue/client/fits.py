@@ -18,6 +18,7 @@ import numpy as np
 from blake3 import blake3
 
 from fl_queue.analyses.base import Analysis
+from fl_queue.client.ledger import questions_of
 from fl_queue.client.policy import SitePolicy
 from fl_queue.common import files
 from fl_queue.common.paths import below
@@ -170,12 +171,28 @@ def check(step: FitStep, folder: FitFolder, table: str, rows: int, policy: SiteP
             "the table changed since the fit began; restore it, or start the fit again",
             public=True,
         )
+    if notes is None:
+        _check_length(step.analysis, policy)
     digest, shown = step.digest, dict(notes.shown) if notes is not None else {}
     if digest not in shown:
         _check_path(step, folder, notes)
         shown[digest] = step.analysis.layout(step.state).numbers
     _check_budgets(step.analysis, sum(shown.values()), rows, policy)
     return 1 + list(shown).index(digest)
+
+
+def _check_length(analysis: Analysis, policy: SitePolicy) -> None:
+    """
+    Raise PolicyRefusal if trees may take more steps than a day's questions allow: it would be refused midway.
+
+    Other fits are short, and most end long before their largest number of steps.
+    """
+    most = questions_of(analysis.steps)
+    if not analysis.has_budget and most > policy.max_questions:
+        raise PolicyRefusal(
+            f"{analysis.steps:,} steps count as {most} questions of a day, and it answers {policy.max_questions} "
+            "(max_questions); ask for fewer trees, or less deep ones"
+        )
 
 
 def _check_path(step: FitStep, folder: FitFolder, notes: FitNotes | None) -> None:

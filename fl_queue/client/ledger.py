@@ -38,6 +38,11 @@ STEPS_OF_A_QUESTION = 20
 _TEXTS = ("run_id", "client", "file", "table", "policy")
 
 
+def questions_of(steps: int) -> int:
+    """Questions of a day that a fit of so many steps counts as: one, and another for each ``STEPS_OF_A_QUESTION``."""
+    return 1 + steps // STEPS_OF_A_QUESTION
+
+
 @dataclass(frozen=True)
 class Entry:
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -179,6 +180,24 @@ def test_weights_that_count_as_few_rows() -> None:
             continue
         with pytest.raises(PolicyRefusal, match="weight to too few rows"):
             limits.check_weights(float(found.sum()), float((found * found).sum()))
+
+
+def test_trees_that_would_be_refused_midway_are_refused_at_their_first_step(
+    folder: FitFolder,
+) -> None:
+    """200 steps count as 11 questions of a day; one that has begun goes on under a stricter policy."""
+
+    class LongFit(TinyFit):
+        has_budget = False
+
+    fit = LongFit(FIT.options)
+    first, second = (replace(step, analysis=fit) for step in path(2))
+    with pytest.raises(PolicyRefusal, match=r"200 steps count as 11 questions .* answers 10"):
+        fits.check(first, folder, TABLE, 60, replace(POLICY, max_questions=10))
+    assert fits.check(first, folder, TABLE, 60, replace(POLICY, max_questions=11)) == 1
+    folder.note(first, TABLE)
+    assert fits.check(second, folder, TABLE, 60, replace(POLICY, max_questions=10)) == 2
+    assert fits.check(path(1)[0], FitFolder(folder._folder, "x", "a"), TABLE, 60, POLICY) == 1
 
 
 # Through the answer of a site
