@@ -20,7 +20,6 @@ from fl_queue.reporting import diagnosis, rounds_table
 from fl_queue.reporting.diagnosis import DiagnosisContext
 from fl_queue.store import AWAITED, PAUSED, RunState, Store, data_wait, keyspace
 
-_BETWEEN = "is training: between rounds"
 #: Records in which the newest validation is searched: abandoned rounds have none.
 _LOOKED_AT = 3
 
@@ -139,9 +138,10 @@ def run_status(store: Store, state: RunState, around: DiagnosisContext | None = 
     """Read the status of a run. Args: ``around``: context of all runs, if it was read already."""
     around = around or DiagnosisContext.look(store)
     doing = runs.describe_state(store, state)
-    if state.active and not around.has_aggregator and doing.startswith(_BETWEEN):
+    head, between, _ = doing.partition(f": {runs.BETWEEN}")
+    if state.active and not around.has_aggregator and between:
         # The reason is as old as the last look of an aggregator; it follows, with its age.
-        doing = f"{_BETWEEN}: {around.undecided}"
+        doing = f"{head}{between}: {around.undecided}"
     validated, validation = _validation(store, state)
     return RunStatus(
         name=state.name,

@@ -121,7 +121,8 @@ def headline(store: Store, state: RunState | None, current: RoundState | None, n
         return _BY_STATE[state.state].format(name=state.name, where=where)
     if current is None:
         return (
-            f"Run {state.name} is training, between rounds{runs.reason_found(store, state) or '.'}"
+            f"Run {state.name} is {runs.activity(store, state)}, {runs.BETWEEN}"
+            f"{runs.reason_found(store, state) or '.'}"
         )
     receipts = store.control.receipts.of_round(state.run_id, current.number)
     received = updates_in(current.cohort, receipts)

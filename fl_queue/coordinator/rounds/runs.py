@@ -38,6 +38,12 @@ def find_run(store: Store, name: str) -> RunState:
     return state
 
 
+#: What a run does.
+TRAINING, EVALUATING = "training", "evaluating"
+#: Where none of its rounds is open.
+BETWEEN = "between rounds"
+
+
 def current_config(store: Store, run: str, segment: int | None = None) -> RunConfig:
     """
     A run's recorded config: the newest segment, or the one a round was opened with.
@@ -321,18 +327,33 @@ def describe_state(store: Store, state: RunState) -> str:
     if not state.active:
         tail = f" ({state.reason})" if state.reason else ""
         return f"is {state.state} {at_version(state.version)}{tail}"
-    current = store.control.rounds.newest_open(state)
+    current, doing = store.control.rounds.newest_open(state), activity(store, state)
     if current is None:
-        return f"is training: between rounds{reason_found(store, state)}"
+        return f"is {doing}: {BETWEEN}{reason_found(store, state)}"
     receipts = store.control.receipts.of_round(state.run_id, state.round)
     received = updates_in(current.cohort, receipts)
     what = {
         Purpose.initialise: f"making version 0 on {', '.join(current.cohort)}",
         Purpose.train: f"round {state.round}",
-        Purpose.evaluate: "closing evaluation",
-        Purpose.sums: f"step {(state.version or 0) + 1}",
+        Purpose.evaluate: "at all sites" if doing == EVALUATING else "closing evaluation",
+        Purpose.sums: f"step {(state.version or 0) + 1} of at most {state.rounds_wanted}",
     }[current.purpose]
-    return f"is training: {what}, {current.progress(received)}"
+    return f"is {doing}: {what}, {current.progress(received)}"
+
+
+def activity(store: Store, state: RunState) -> str:
+    """What a run does, by its config: ``training``, ``evaluating``, or ``computing`` and the name of its analysis."""
+    try:
+        config = current_config(store, state.run_id)
+    except (
+        UnknownRun,
+        MessageError,
+        ConfigError,
+    ):  # It is deleted just now, or damaged: others report that.
+        return TRAINING
+    if config.analysis is not None:
+        return f"computing {config.run.task}"
+    return EVALUATING if config.run.purpose == "evaluate" else TRAINING
 
 
 def reason_found(store: Store, state: RunState) -> str:
