@@ -232,11 +232,10 @@ def _checked_strategies(
     return given
 
 
-def file_option(*names: str, help: str) -> Callable[[Command], Command]:
-    """Add an option that names a file."""
-    return click.option(
-        *names, type=click.Path(dir_okay=False, path_type=Path), default=None, help=help
-    )
+def file_option(*names: str, help: str, hidden: bool = False) -> Callable[[Command], Command]:
+    """Add an option that names a file. Args: ``hidden``: from ``--help``."""
+    kind = click.Path(dir_okay=False, path_type=Path)
+    return click.option(*names, type=kind, default=None, help=help, hidden=hidden)
 
 
 def output_option(
