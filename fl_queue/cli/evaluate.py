@@ -21,7 +21,7 @@ from fl_queue.cli.options import (
     set_option,
     signing_option,
 )
-from fl_queue.cli.output import print_json
+from fl_queue.cli.output import print_json, warn
 from fl_queue.config import loading
 from fl_queue.config.run_config import RunConfig
 from fl_queue.errors import ConfigError
@@ -160,7 +160,7 @@ def _matrix(deployment: Deployment, asked: _Asked, figure: str) -> dict[str, Any
         found = evaluating.site_models(store, deployment.site().state_dir, asked.model, folder)
         for place, (client, given) in enumerate(found.models.items(), 1):
             label = client or evaluation_matrix.MERGED
-            click.echo(f"Model {place} of {len(found.models)}: {label}", err=True)
+            warn(f"Model {place} of {len(found.models)}: {label}")
             reports[label] = _report(started, deployment, store, asked, given)
     return evaluation_matrix.matrix(found.run, found.number, reports, figure)
 

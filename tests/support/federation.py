@@ -101,7 +101,9 @@ class Federation:
 
     def trainers(self, name: str) -> list[int]:
         """Pids of the training processes below a client's or evaluator's worker."""
-        return [pid for below in children_of(self.worker_pid(name)) for pid in children_of(below)]
+        below = [pid for one in children_of(self.worker_pid(name)) for pid in children_of(one)]
+        # Packages that are imported by the process above them run programs, such as ldconfig.
+        return [pid for pid in below if b"workers.trainer" in command_of(pid)]
 
     def at_work(self) -> dict[str, str]:
         """Client -> the job that its worker's lease names; nothing of idle ones."""
@@ -223,6 +225,13 @@ def child_of(pid: int) -> int:
     """Pid of the only child of a process, once it has one."""
 
     return wait_for(f"a child of {pid}", lambda: next(iter(children_of(pid)), 0))
+
+
+def command_of(pid: int) -> bytes:
+    """Command line of a process, its words separated by NUL; empty when it has ended."""
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    return b""
 
 
 def children_of(pid: int) -> list[int]:
