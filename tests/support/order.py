@@ -1,5 +1,5 @@
 """
-Order of the suite's files: those that take longest first.
+Order of the suite's files: those that fork their own process, then those that take longest.
 
 pytest-xdist would begin with the files of most tests, which are quick ones, and end with a file of two tests that
 takes a minute and a half, in one process beside idle ones.
@@ -11,6 +11,16 @@ from collections.abc import Callable
 
 import pytest
 
+#: Their trainings run in a fork of the test's process, as a trainer is a fork of its server: after the tests of
+#: some hundred other files that process has seen more than a fork server ever does.
+FORKING = (
+    "unit/client/test_kept.py",
+    "unit/client/test_same_bits.py",
+    "unit/client/trainer/test_staying.py",
+    "unit/tasks/hf/test_causal_lm.py",
+    "unit/tasks/hf/test_text_classification.py",
+    "unit/tasks/hf/test_trainer_task.py",
+)
 #: Half a minute and more each; the longest first.
 LONGEST = (
     "fault/test_kill_points.py",
@@ -42,7 +52,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def _rank_in(config: pytest.Config) -> Callable[[pytest.Item], tuple[int, int]]:
     tests = config.rootpath / "tests"
-    files = {tests / name: rank for rank, name in enumerate(LONGEST)}
+    files = {tests / name: rank for rank, name in enumerate((*FORKING, *LONGEST))}
     folders = {tests / name: rank for rank, name in enumerate(FOLDERS)}
 
     def rank(item: pytest.Item) -> tuple[int, int]:
