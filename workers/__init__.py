@@ -9,5 +9,7 @@ if sys.argv[:1] == ["-m"]:
     collector.start_process()
     telemetry.leave_out()
 
+#: Variable with the descriptor at which a worker waits until its supervisor has seen the servers; empty: it does not.
+HELD = "FLQ_SITE_HELD"
 #: Exit status of a worker whose client another worker serves.
 EXIT_REFUSED = 2

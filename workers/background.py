@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
-from fl_queue.client import outbox, unknown_runs
 from fl_queue.client.site import WorkerSettings
-from fl_queue.coordinator.operations.healer import Healer
 from fl_queue.protocol import identifiers
+
+if TYPE_CHECKING:
+    from fl_queue.coordinator.operations.healer import Healer
 
 SWEEP_S = 5.0
 
@@ -39,6 +41,8 @@ class HealerTask(BackgroundTask):
     def tick(self) -> None:
         """Heal once."""
         if self.healer is None:
+            from fl_queue.coordinator.operations.healer import Healer
+
             self.healer = Healer(self.site.store(), self.site.state_dir)
         self.healer.tick()
 
@@ -57,6 +61,8 @@ class OutboxCleanup(BackgroundTask):
         """Clean up, every few seconds."""
         if time.monotonic() - self.swept_at < SWEEP_S or not any(self.site.outbox.glob("*")):
             return
+        from fl_queue.client import outbox, unknown_runs
+
         self.swept_at = time.monotonic()
         # A short-lived connection: supervisors are idle for hours between two uses.
         # With the credentials as they are now: an operator may have enrolled the site again.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import sys
 
-from fl_queue.client import interruption, preflight, round_job
+from fl_queue.client import interruption
 from fl_queue.client.site import WorkerSettings
 from fl_queue.protocol.records import Purpose
 from fl_queue.store import keyspace
@@ -38,10 +38,14 @@ def sums(run: str, number: int) -> str:
 
 def tell_facts(run: str, segment: int) -> str:  # codespell:ignore tell
     """RQ job: report the facts of this site's data, for the comparison before round 1."""
+    from fl_queue.client import preflight
+
     return preflight.report_facts(run, segment, site_worker.ask)
 
 
 def _respond(run: str, number: int, purpose: Purpose) -> str:
+    from fl_queue.client import round_job
+
     client = WorkerSettings.from_environ().client
     try:
         with interruption.interruptible():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 
-from fl_queue.client import interruption, round_job, scoring_job
+from fl_queue.client import interruption
 from fl_queue.protocol import identifiers
 from fl_queue.protocol.records import Purpose
 from fl_queue.store import keyspace
@@ -14,6 +14,8 @@ from workers import rq_worker, site_worker
 
 def initialise(run: str, number: int) -> str:
     """RQ job: build version 0."""
+    from fl_queue.client import round_job
+
     try:
         with interruption.interruptible():
             return round_job.respond(
@@ -25,6 +27,8 @@ def initialise(run: str, number: int) -> str:
 
 def evaluate(run: str, version: int) -> str:
     """RQ job: score a version on the test set, and record the result."""
+    from fl_queue.client import scoring_job
+
     return scoring_job.score(run, version, site_worker.ask)
 
 

@@ -26,13 +26,12 @@ from redis.exceptions import RedisError, ResponseError
 from rq.serializers import JSONSerializer
 from rq.utils import now
 
-from fl_queue.client import approval, pausing
+from fl_queue.client import pausing
 from fl_queue.client.revocation import end_when_revoked, warn_if_unchecked
 from fl_queue.client.site import WorkerSettings
 from fl_queue.common import collector, failpoints, logs, processes, state_folder, telemetry
 from fl_queue.errors import ClientNameTaken, FLQueueError, TrainingLost
 from fl_queue.protocol import identifiers, signing
-from fl_queue.protocol.events import JobRefusedEvent
 from fl_queue.store import (
     AWAITED,
     LEASE_S,
@@ -51,8 +50,7 @@ from fl_queue.store import (
 from fl_queue.store.jobs import rq_types
 from fl_queue.store.jobs.dispatch import JobState
 from fl_queue.store.jobs.rq_types import FLJob, FLQueue
-from fl_queue.tasks.error_disclosure import disclosed
-from workers import EXIT_REFUSED
+from workers import EXIT_REFUSED, HELD
 from workers.horse import HorseWorker
 
 log = logging.getLogger(__name__)
@@ -193,6 +191,8 @@ class FLWorker(HorseWorker):
         if isinstance(error, TrainingLost) and error.public:
             return error.public
         if error is not None and _role(job.origin) != identifiers.AGGREGATOR:
+            from fl_queue.tasks.error_disclosure import disclosed
+
             return disclosed(error)
         return text
 
@@ -326,6 +326,8 @@ class FLWorker(HorseWorker):
 
     def _record_refused(self, job: str, reason: str) -> None:
         """Record that an entry of this queue was refused: in the log, and in the events."""
+        from fl_queue.protocol.events import JobRefusedEvent
+
         log.warning("%s", reason)
         event = JobRefusedEvent(job=job, reason=reason, by=self.name)
         try:
@@ -339,7 +341,15 @@ class FLWorker(HorseWorker):
 
     def _site_status(self) -> dict[str, str]:
         """Facts of this site for rounds, by field of the client's hash; empty: none."""
-        return {PAUSED: pausing.why_paused(self.site), AWAITED: approval.pending_as_json(self.site)}
+        return {PAUSED: pausing.why_paused(self.site), AWAITED: self._awaited()}
+
+    def _awaited(self) -> str:
+        if not any(self.site.outbox.glob(f"{self.site.client}_*")):
+            return ""
+        # Here, as it reads updates: a worker that becomes ready at a site without any does not need it.
+        from fl_queue.client import approval
+
+        return approval.pending_as_json(self.site)
 
     def _write_status(self) -> None:
         """Write the site's status once it has changed: each time is a write to disk."""
@@ -423,6 +433,7 @@ def run(queue: str, kind: type[FLWorker] = FLWorker) -> int:
     supervisor = os.environ.get("FLQ_SITE_SUPERVISOR")
     if supervisor:
         processes.die_with_parent(int(supervisor))
+    _wait_for_supervisor()
     site = WorkerSettings.from_environ()
     if site.credentials or queue == keyspace.AGGREGATE_QUEUE:
         signing.preload()
@@ -441,6 +452,15 @@ def run(queue: str, kind: type[FLWorker] = FLWorker) -> int:
         return exc.exit_code
     # RQ returns normally from trouble it has logged; the supervisor starts us again.
     return 0 if worker._shutdown_requested_date else 70
+
+
+def _wait_for_supervisor() -> None:
+    """Wait until the supervisor has seen the servers; end where it has ended instead."""
+    if held := os.environ.pop(HELD, ""):
+        is_told = os.read(int(held), 1)
+        os.close(int(held))
+        if not is_told:
+            sys.exit(EXIT_REFUSED)
 
 
 def _made(kind: type[FLWorker], queue: str, connection: Redis) -> FLWorker:

@@ -7,7 +7,9 @@ training processes know nothing of Redis. See ``fl_queue/client/trainer/``.
 
 from __future__ import annotations
 
+import importlib
 import logging
+import math
 import os
 import resource
 import signal
@@ -16,7 +18,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fl_queue.client import interruption, reload
 from fl_queue.client.site import WorkerSettings
@@ -25,10 +27,13 @@ from fl_queue.client.trainer.process import ForkServerProcess
 from fl_queue.client.trainer.trainers import Limits, Trainers
 from fl_queue.common.own_modules import python_command
 from fl_queue.errors import MessageError, TrainingLost
-from fl_queue.protocol.trainer_messages import Answer, Progress, Request
 from fl_queue.store import REDIS_ERRORS
 from workers import EXIT_REFUSED
 from workers.in_process import InProcessWorker
+from workers.rq_worker import HEARTBEAT_S
+
+if TYPE_CHECKING:
+    from fl_queue.protocol.trainer_messages import Answer, Progress, Request
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +43,8 @@ MAX_WORKER_BYTES = 512 * 2**20
 _SETTLED_S = 1.0
 #: Seconds between two questions whether the runs of idle trainers still are.
 _ASK_RUNS_S = 30.0
+#: What jobs need beyond a worker that waits: imported by the first one, or once the worker has nothing to do.
+_OF_JOBS = ("fl_queue.client.preflight", "fl_queue.client.round_job", "fl_queue.client.scoring_job")
 _STATM = Path("/proc/self/statm")
 
 _trainers: list[Trainers] = []
@@ -75,6 +82,8 @@ def ask(request: Request, report: Callable[[Progress], None]) -> Answer:
 
 
 def _asked(request: Request, report: Callable[[Progress], None]) -> Answer:
+    from fl_queue.protocol.trainer_messages import Answer, Progress
+
     key = (request.run, request.segment)
     body = trainers().ask(
         key,
@@ -96,6 +105,7 @@ class SiteWorker(InProcessWorker):
         super().__init__(queues, *args, **kwargs)
         self._job_ended_at: float | None = None
         self._asked_at = time.monotonic()
+        self._prepares_at = time.monotonic() + HEARTBEAT_S
 
     def work(self, *args: Any, **kwargs: Any) -> bool:
         """Serve the queue, with a fork server beside it."""
@@ -110,6 +120,10 @@ class SiteWorker(InProcessWorker):
     def heartbeat(self, timeout: int | None = None, pipeline: Any = None) -> None:
         """Write the heartbeat of a transaction only; between two jobs, look after the trainers."""
         super().heartbeat(timeout, pipeline)
+        if pipeline is None and not self._at_work and time.monotonic() > self._prepares_at:
+            self._prepares_at = math.inf
+            for module in _OF_JOBS:
+                importlib.import_module(module)
         ended_at = self._job_ended_at
         if (
             pipeline is None

@@ -27,8 +27,9 @@ from fl_queue.common import collector, logs, processes, state_folder, telemetry
 from fl_queue.common.offspring import Offspring
 from fl_queue.common.own_modules import python_command
 from fl_queue.errors import FLQueueError
-from fl_queue.store import INTERACTIVE, error_log, exposure, is_login_refused, keyspace
-from workers import EXIT_REFUSED
+from fl_queue.store import exposure, keyspace
+from fl_queue.store.timeouts import INTERACTIVE
+from workers import EXIT_REFUSED, HELD
 
 if TYPE_CHECKING:
     from workers.background import BackgroundTask
@@ -71,6 +72,8 @@ class _WorkerSlot:
 
     def __init__(self, role: str, site: WorkerSettings) -> None:
         self.role, self.site = role, site
+        #: Descriptor of the pipe at which a process that is started waits; None: it does not wait.
+        self.held: int | None = None
         self.due_at = 0.0
         self.child: _Child | None = None
         self._pause_s = RESTART_S
@@ -85,10 +88,15 @@ class _WorkerSlot:
             **self.site.to_environ(),
             "FLQ_SITE_SUPERVISOR": str(os.getpid()),
         }
+        held = () if self.held is None else (self.held,)
+        environment[HELD] = str(self.held) if held else ""
         started_at = time.monotonic()
         # In a session of its own, so that Ctrl-C in a terminal reaches the supervisor alone.
         process = subprocess.Popen(
-            python_command("-m", f"workers.{self.role}"), env=environment, start_new_session=True
+            python_command("-m", f"workers.{self.role}"),
+            env=environment,
+            start_new_session=True,
+            pass_fds=held,
         )
         self.child = _Child(process, os.pidfd_open(process.pid), started_at)
 
@@ -127,6 +135,31 @@ class Supervisor:
         self.stopping = 0
         self._slots = [_WorkerSlot(role, self.site) for _ in range(count)]
         self._chores: BackgroundTask | None = None
+
+    def begin(self, check: Callable[[], None]) -> None:
+        """
+        Start the workers, which import what they need meanwhile, and let them go on once a check has passed.
+
+        Raises:
+            FLQueueError: It has not; the workers are gone.
+        """
+        mine, theirs = os.pipe()[::-1]
+        try:
+            for slot in self._slots:
+                slot.held = theirs
+                slot.start()
+                slot.held = None
+            check()
+            os.write(mine, bytes(len(self._slots)))
+        except BaseException:
+            for slot in self._slots:
+                slot.send(signal.SIGKILL)
+                if slot.child is not None:
+                    slot.reap(slot.child)
+            raise
+        finally:
+            os.close(mine)
+            os.close(theirs)
 
     def run(self) -> int:
         """
@@ -183,6 +216,8 @@ class Supervisor:
 
     def _try(self, chore: Callable[[], None]) -> None:
         """Run a chore and report its errors; an error must not end the supervisor, and so the training."""
+        from fl_queue.store import error_log
+
         try:
             chore()
         except Exception as exc:  # noqa: BLE001
@@ -230,17 +265,28 @@ def main() -> int:
     if arguments.parent:
         processes.die_with_parent(arguments.parent)
     site = WorkerSettings.from_environ()
+    supervisor = Supervisor(arguments.role, site, arguments.processes)
     try:
         state_folder.enter(site.state_dir)
-        for risk in {risk: None for url in site.urls() for risk in exposure.of_url(url)}:
-            log.warning("%s; %s", risk.what, risk.fix)
-        # The starting command waits for a line, so an outage is an error here; later ones are waited out.
-        site.store(INTERACTIVE).close()
+        supervisor.begin(lambda: _look_at_servers(site))
     except FLQueueError as exc:
-        revoked = site.credentials and is_login_refused(exc)
-        log.error("%s", sentence(site) if revoked else exc)
+        log.error("%s", sentence(site) if site.credentials and _is_refused(exc) else exc)
         return exc.exit_code
-    return Supervisor(arguments.role, site, arguments.processes).run()
+    return supervisor.run()
+
+
+def _look_at_servers(site: WorkerSettings) -> None:
+    """Warn of risky connections, and see that both servers are fit. Raises StoreUnavailable, ConfigError."""
+    for risk in {risk: None for url in site.urls() for risk in exposure.of_url(url)}:
+        log.warning("%s; %s", risk.what, risk.fix)
+    # The starting command waits for a line, so an outage is an error here; later ones are waited out.
+    site.store(INTERACTIVE).close()
+
+
+def _is_refused(error: FLQueueError) -> bool:
+    from fl_queue.store import is_login_refused
+
+    return is_login_refused(error)
 
 
 if __name__ == "__main__":

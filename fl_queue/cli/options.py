@@ -18,14 +18,14 @@ from fl_queue.client.site import WorkerSettings
 from fl_queue.common import state_folder
 from fl_queue.common.redis_url import has_password
 from fl_queue.common.spelling import nearest
-from fl_queue.config.task_catalog import MNIST, TASKS
 from fl_queue.errors import ConfigError, DataError
 from fl_queue.protocol import operator_key as operatorkey
-from fl_queue.store import INTERACTIVE, Store, Timeouts
 from fl_queue.store.embedded import server_pair
+from fl_queue.store.timeouts import INTERACTIVE, Timeouts
 
 if TYPE_CHECKING:
     from fl_queue.config.run_config import RunConfig
+    from fl_queue.store import Store
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -54,6 +54,8 @@ class Deployment:
 
     def open(self, timeouts: Timeouts = INTERACTIVE) -> Store:
         """Connect to both Redis roles, and check them. Raises StoreUnavailable."""
+        from fl_queue.store import Store
+
         return Store.open(
             self.url,
             self.blob_url,
@@ -64,6 +66,8 @@ class Deployment:
 
     def open_control(self) -> Store:
         """Connect, and check the control server alone, for commands that need no models."""
+        from fl_queue.store import Store
+
         return Store.open(
             self.url,
             self.blob_url,
@@ -328,6 +332,10 @@ def check_imports(option: str, given: tuple[str, ...]) -> None:
 
 def check_tasks(option: str, given: tuple[str, ...]) -> None:
     """Raise ConfigError unless all values of an option are built-in tasks or MODULE:NAME."""
+    if not given:
+        return
+    from fl_queue.config.task_catalog import MNIST, TASKS
+
     known = (MNIST, *TASKS)
     for name in given:
         if ":" not in name and name not in known:

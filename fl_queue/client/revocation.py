@@ -14,7 +14,6 @@ import threading
 
 from fl_queue.client.site import WorkerSettings
 from fl_queue.protocol.identifiers import EVALUATOR
-from fl_queue.store import own_login
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +41,8 @@ def warn_if_unchecked(site: WorkerSettings) -> None:
 
 def end_when_revoked(site: WorkerSettings) -> None:
     """End this process, which is to have credentials, once its login is refused for good."""
+    from fl_queue.store import own_login
+
     own, reported = os.getpid(), threading.Event()
 
     def end() -> None:

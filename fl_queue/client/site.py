@@ -12,16 +12,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fl_queue.common import memory
-from fl_queue.config.run_config import RunConfig
 from fl_queue.errors import ConfigError
-from fl_queue.protocol import key_file, operator_key, parties, signing
-from fl_queue.store import WORKERS, OtherUsers, Store, Timeouts, resolve_urls
+from fl_queue.protocol import key_file, operator_key, signing
 from fl_queue.store.credentials import Credentials
 from fl_queue.store.credentials import read as read_credentials
 from fl_queue.store.embedded import server_pair
+from fl_queue.store.timeouts import WORKERS, Timeouts
+
+if TYPE_CHECKING:
+    from fl_queue.config.run_config import RunConfig
+    from fl_queue.protocol.parties import Parties
+    from fl_queue.store import OtherUsers, Store
 
 #: Cells of published tables are suppressed below about this size; a share of a partition has as many.
 MIN_EXAMPLES = 10
@@ -241,6 +245,8 @@ class WorkerSettings:
         """
         if self.secrets is not None:
             return self.secrets.urls()
+        from fl_queue.store import resolve_urls
+
         return resolve_urls(self.url, self.blob_url, self.state_dir)
 
     def other_users(self) -> OtherUsers:
@@ -278,13 +284,15 @@ class WorkerSettings:
         return secret
 
     @cached_property
-    def pinned_peers(self) -> parties.Parties | None:
+    def pinned_peers(self) -> Parties | None:
         """
         The only clients that the site shares a secure round with; None: any.
 
         Raises:
             ConfigError: Their file cannot be used.
         """
+        from fl_queue.protocol import parties
+
         return parties.read(Path(self.peers)) if self.peers else None
 
     def seal(self, element: bytes) -> bytes:
@@ -310,6 +318,8 @@ class WorkerSettings:
         Raises:
             StoreUnavailable: No URL is given and no private servers run.
         """
+        from fl_queue.store import Store
+
         others, key = self.other_users(), self._key_file
         return Store(*self.urls(), others, state_dir=self.state_dir, operator_key=key)
 
@@ -341,6 +351,8 @@ class WorkerSettings:
         Raises:
             StoreUnavailable: Not reachable, or too old.
         """
+        from fl_queue.store import Store
+
         users = self.other_users()
         key = self._key_file
         return Store.open(*self.urls(), self.state_dir, users, timeouts, needs_data, key)

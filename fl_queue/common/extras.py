@@ -7,7 +7,6 @@ that name: extras are installed from the checkout or the wheel that fl-queue its
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -25,6 +24,8 @@ def how_to_install(extra: str) -> str:
 
 def _source() -> str:
     """The checkout or wheel that this installation came from, if it is still there; else empty."""
+    import importlib.metadata  # Here, as it imports e-mail: 20 ms of each command that never needs it.
+
     try:
         noted = importlib.metadata.distribution("fl-queue").read_text("direct_url.json")
         url = urlsplit(json.loads(noted)["url"]) if noted else None

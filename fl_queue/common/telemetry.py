@@ -27,7 +27,10 @@ def let_in() -> None:
 
 @contextmanager
 def left_out() -> Iterator[None]:
-    """Leave it out around imports."""
+    """Leave it out around imports; afterwards it is as it was."""
+    if _SDK in sys.modules:
+        yield
+        return
     leave_out()
     try:
         yield

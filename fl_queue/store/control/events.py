@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from redis.client import Pipeline
 
 from fl_queue.common.safe_json import dumps
-from fl_queue.protocol.events import Event, event_of
 from fl_queue.store import keyspace
 from fl_queue.store.batching import ask_many, batches
 from fl_queue.store.control.server import ControlServer
+
+if TYPE_CHECKING:
+    from fl_queue.protocol.events import Event
 
 #: Events of a run that are kept.
 EVENTS_KEPT = 10_000
@@ -84,12 +86,12 @@ class Events:
         found = self._redis.xread(cast(Any, dict(after)), count=READ_AT_ONCE, block=block_ms)
         for key, entries in cast(list[Any], found or []):
             for entry_id, fields in entries:
-                yield key.decode(), entry_id.decode(), event_of(fields)
+                yield key.decode(), entry_id.decode(), _event_of(fields)
 
     def newest(self, stream: str, count: int) -> list[tuple[str, dict[str, Any]]]:
         """The newest ``count`` entries of a stream, oldest first: (entry id, event)."""
         entries = cast(list[Any], self._redis.xrevrange(stream, count=count))
-        return [(key.decode(), event_of(fields)) for key, fields in reversed(entries)]
+        return [(key.decode(), _event_of(fields)) for key, fields in reversed(entries)]
 
     def last_id(self, stream: str) -> str:
         """Id of the newest entry of a stream; ``0-0`` when there is none."""
@@ -104,7 +106,7 @@ class Events:
 
     def last_of_each(self, streams: Iterable[str]) -> list[dict[str, Any] | None]:
         """The newest event of each of several streams, in their order."""
-        return [event_of(entry[1]) if entry else None for entry in self._newest_entries(streams)]
+        return [_event_of(entry[1]) if entry else None for entry in self._newest_entries(streams)]
 
     def _newest_entries(
         self, streams: Iterable[str]
@@ -112,6 +114,13 @@ class Events:
         """Id and fields of the newest entry of each stream."""
         found = ask_many(self._redis, streams, lambda pipe, key: pipe.xrevrange(key, count=1))
         return [entries[0] if entries else None for entries in found]
+
+
+def _event_of(fields: Mapping[bytes, bytes]) -> dict[str, Any]:
+    # Fifty classes, which a worker that becomes ready does not need.
+    from fl_queue.protocol.events import event_of
+
+    return event_of(fields)
 
 
 def event_command(run: str, event: Event) -> list[str]:

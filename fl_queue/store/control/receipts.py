@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fl_queue.common.safe_json import dumps
 from fl_queue.errors import MessageError
 from fl_queue.protocol import identifiers
-from fl_queue.protocol.events import Event, UpdateReceived, UpdateRejected
 from fl_queue.protocol.records import Receipt, Verdict
 from fl_queue.protocol.state_fields import parse_receiver, parse_table, parse_whole
 from fl_queue.store import keyspace
@@ -17,6 +16,9 @@ from fl_queue.store.connection import script
 from fl_queue.store.control.events import EVENTS_KEPT, event_command
 from fl_queue.store.control.runs import Runs
 from fl_queue.store.control.server import ControlServer
+
+if TYPE_CHECKING:
+    from fl_queue.protocol.events import Event
 
 
 class Receipts:
@@ -92,6 +94,8 @@ class Receipts:
         Returns:
             How many were news.
         """
+        from fl_queue.protocol.events import UpdateReceived
+
         events = [_event_of(number, client, receipt) for client, receipt in receipts.items()]
         came = [event for event in events if isinstance(event, UpdateReceived)]
         if group and came:
@@ -123,6 +127,8 @@ class Receipts:
 
     def count_late(self, run: str, number: int, client: str) -> None:
         """Count an update of a round whose keys are gone, with an event."""
+        from fl_queue.protocol.events import UpdateRejected
+
         event = UpdateRejected(
             round=number,
             client=client,
@@ -153,6 +159,8 @@ class Receipts:
 
 def _event_of(number: int, client: str, receipt: Receipt) -> Event:
     """Return the run's event for an update."""
+    from fl_queue.protocol.events import UpdateReceived, UpdateRejected
+
     if receipt.is_in:
         return UpdateReceived(
             round=number, client=client, staleness=receipt.staleness, reason=receipt.reason

@@ -8,16 +8,18 @@ causes neither keys nor writes without end.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fl_queue.common import safe_json
 from fl_queue.common.safe_json import dumps
-from fl_queue.protocol.events import Event
 from fl_queue.protocol.records import Refusals
 from fl_queue.store import keyspace
 from fl_queue.store.connection import script
 from fl_queue.store.control.events import EVENTS_KEPT
 from fl_queue.store.control.server import ControlServer, as_text
+
+if TYPE_CHECKING:
+    from fl_queue.protocol.events import Event
 
 
 class Rejections:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fl_queue.common.safe_json import dumps
-from fl_queue.protocol.events import ROUND_ENDS
-from fl_queue.protocol.manifest import Manifest
 from fl_queue.protocol.panel import Panel
 from fl_queue.protocol.records import Outcome, Receipt, RoundRecord
 from fl_queue.store import keyspace
 from fl_queue.store.control.events import EVENTS_KEPT
 from fl_queue.store.incarnation import Incarnation
+
+if TYPE_CHECKING:
+    from fl_queue.protocol.manifest import Manifest
 
 
 @dataclass(frozen=True)
@@ -111,6 +112,8 @@ class RoundEnd:
     def to_script(self) -> str:
         """Return the argument of ``end_round.lua``, JSON."""
         version = self.version.number if self.version else None
+        from fl_queue.protocol.events import ROUND_ENDS
+
         event = ROUND_ENDS[self.outcome](round=self.by.round, reason=self.reason, version=version)
         argument = {
             "round": str(self.by.round),

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fl_queue.common.safe_json import dumps
-from fl_queue.protocol.events import VersionEvaluated
-from fl_queue.protocol.manifest import Manifest
 from fl_queue.protocol.state_fields import parse_evaluation, parse_version, parse_whole
 from fl_queue.store import keyspace
 from fl_queue.store.control.events import event_command
 from fl_queue.store.control.server import ControlServer
+
+if TYPE_CHECKING:
+    from fl_queue.protocol.manifest import Manifest
 
 
 class Versions:
@@ -27,6 +28,8 @@ class Versions:
 
     def manifest(self, run: str) -> Manifest | None:
         """The run's manifest; None before version 0."""
+        from fl_queue.protocol.manifest import Manifest
+
         text = self._server.string(keyspace.manifest(run))
         return Manifest.from_json(text) if text else None
 
@@ -68,6 +71,8 @@ class Evaluations:
 
     def set(self, run: str, version: int, value: Mapping[str, Any]) -> None:
         """Record a version's evaluation; repeating it is harmless (same version, same metrics)."""
+        from fl_queue.protocol.events import VersionEvaluated
+
         event = VersionEvaluated(version=version, state=value["state"])
         self._server.write_if(
             keyspace.run(run),
