@@ -46,8 +46,8 @@ from fl_queue.protocol.arrays import Float64s, Int64s
 
 #: Levels beside those of the config: any other text, and a missing cell.
 MORE_LEVELS = 2
-#: The sum of numbers of so few values is a count of rows.
-_COUNTED = 2
+#: Sum and sum of squares of numbers of so few values are counts of rows: of 0, 1 and 2 both others follow.
+_COUNTED = 3
 
 _Words = dict[str, Int64s]
 
@@ -393,7 +393,7 @@ class _FirstStep:
         values, places = values[is_there], places[is_there]
         found = np.bincount(places, minlength=size).astype(np.int64)
         forced = telling_sums.by_group(values, places, size, self._limits)
-        forced |= self._is_count(values)
+        forced |= self._are_counts(values, places, size)
         if hidden is not None:
             forced |= hidden
         mask = withheld(found, self._limits.min_cell, forced)
@@ -409,9 +409,17 @@ class _FirstStep:
             f"squares of {name}": squares,
         }
 
+    def _are_counts(self, values: Float64s, places: npt.NDArray[np.intp], size: int) -> Mask:
+        """Groups (size,) whose sums would show counts that are rounded elsewhere: of few different numbers."""
+        if not self._limits.round_to:
+            return np.zeros(size, np.bool_)
+        pairs = np.unique(np.stack([places.astype(np.float64), values]), axis=1)
+        different = np.bincount(pairs[0].astype(np.intp), minlength=size)
+        return np.asarray(different <= _COUNTED)
+
     def _is_count(self, values: Float64s) -> bool:
-        """Whether sums of numbers would show a count that is rounded elsewhere: there are two different ones at most."""
-        return bool(self._limits.round_to) and len(np.unique(values)) <= _COUNTED
+        """The same of one group."""
+        return bool(self._are_counts(values, np.zeros(len(values), np.intp), 1)[0])
 
     def _tables(self) -> _Words:
         words: _Words = {}

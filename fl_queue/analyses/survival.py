@@ -101,8 +101,7 @@ def words(
     found = Rows.of_table(curve, table, codes).counts(curve.size, len(curve.points) + 1)
     hidden = hidden_groups(found, least, forced)
     check_intervals(curve, _looked_at(found, hidden), least)
-    gaps = np.bincount(_untimed(curve, table, codes), minlength=curve.size).astype(np.int64)
-    if not are_enough(_looked_at(gaps[None, :, None], hidden), least):
+    if not are_enough(_looked_at(_untimed(curve, table, codes), hidden), least):
         raise PolicyRefusal(
             f"survival {curve.name}: too few rows have {curve.event} and no {curve.time}; sums of {curve.event} would show "
             "them; leave both empty there (min_cell)"
@@ -124,11 +123,13 @@ def _looked_at(found: Int64s, hidden: Mask) -> Int64s:
     return np.concatenate([found[:, ~hidden], together], axis=1)
 
 
-def _untimed(curve: Curve, table: SiteRows, codes: Codes | None) -> Codes:
-    """The groups of rows with an event, or without one, and no time."""
-    is_untimed = np.isnan(table.numbers[curve.time]) & ~np.isnan(table.numbers[curve.event])
+def _untimed(curve: Curve, table: SiteRows, codes: Codes | None) -> Int64s:
+    """Rows without a time, and without and with the event, by group, (2, size, 1): a sum of events is without them."""
+    events = table.numbers[curve.event]
+    is_untimed = np.isnan(table.numbers[curve.time]) & ~np.isnan(events)
     every = np.zeros(table.rows, np.int64) if codes is None else codes
-    return every[is_untimed]
+    places = (events[is_untimed] == 1) * curve.size + every[is_untimed]
+    return np.bincount(places, minlength=2 * curve.size).astype(np.int64).reshape(2, curve.size, 1)
 
 
 def hidden_groups(found: Int64s, least: int, forced: Mask | None = None) -> Mask:

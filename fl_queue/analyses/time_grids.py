@@ -39,6 +39,11 @@ class Curve:
         return f"{self.time} {self.event}{grouped}"
 
     @property
+    def columns(self) -> tuple[str, ...]:
+        """Columns that decide how a row is counted."""
+        return (self.time, self.event, *([self.category] if self.category else []))
+
+    @property
     def question(self) -> str:
         """As a ledger notes it; other points are another question."""
         points = self.points

@@ -13,13 +13,8 @@ from typing import Any
 import numpy as np
 from blake3 import blake3
 
-from fl_queue.analyses import survival
 from fl_queue.analyses.base import Analysis
-from fl_queue.analyses.differencing import ALL, Grouping, isolates_few
-from fl_queue.analyses.suppression import without_few
-from fl_queue.analyses.telling_sums import is_telling
-from fl_queue.analyses.time_grids import Curve
-from fl_queue.client import fits, ledger, policy, table_file
+from fl_queue.client import differences, fits, ledger, policy, table_file
 from fl_queue.client.fits import FitFolder, FitStep
 from fl_queue.client.ledger import Entry, Ledger, Rows
 from fl_queue.client.policy import SitePolicy
@@ -27,7 +22,7 @@ from fl_queue.client.site import WorkerSettings
 from fl_queue.client.table_file import ReadTable
 from fl_queue.common import data_folder, failpoints
 from fl_queue.config.run_config import RunConfig
-from fl_queue.errors import ConfigError, PolicyRefusal
+from fl_queue.errors import ConfigError
 from fl_queue.protocol.arrays import Int64s
 from fl_queue.protocol.trainer_messages import Request
 from fl_queue.tables import TableForm
@@ -105,7 +100,7 @@ def read(site: WorkerSettings, config: RunConfig) -> SiteTable:
     groupings = {*book.groupings(), *analysis.groupings()}
     curves = {*book.curves(), *analysis.curves()}
     beside = {name for grouping in groupings for name in grouping.columns}
-    beside |= {curve.category for curve in curves}
+    beside |= {name for curve in curves for name in curve.columns}
     delimiter, decimal = (str(config.task.get(name, "")) for name in ("delimiter", "decimal"))
     form = TableForm(delimiter, decimal)
     found = table_file.read(path, analysis.columns, rules, beside, form)
@@ -191,7 +186,9 @@ def answer(
         step = FitStep(analysis, request.base_version, state, total)
         number = fits.check(step, fit, found.digest, found.read.table.rows, rules)
     words = analysis.local(state, found.read.table, rules.limits)
-    _check_differences(found)
+    differences.check(
+        analysis, found.read, rules.limits, found.book.groupings(), found.book.curves()
+    )
     found.book.note(_entry(request, found, state, number), found.hashes, rules)
     if step is not None:
         fit.note(step, found.digest)
@@ -220,94 +217,3 @@ def _entry(request: Request, found: SiteTable, state: Int64s, fit_step: int) -> 
         state=blake3(state.astype("<i8").tobytes()).hexdigest() if state.any() else "",
         fit_step=fit_step,
     )
-
-
-def _check_differences(found: SiteTable) -> None:
-    """Raise PolicyRefusal if sums of this question, and of this or an earlier one, differ by a few rows."""
-    asked, texts = found.analysis.groupings(), found.read.texts
-    earlier = {one for one in found.book.groupings() if texts.keys() >= {*one.columns}}
-    for one in asked:
-        for other in sorted({*asked, *earlier}, key=repr):
-            if one.is_compared(other) and _differ_by_few(found, one, other):
-                raise PolicyRefusal(
-                    f"{_named(one)}, and what was asked before or with it, differ by too few rows (min_cell)"
-                )
-    _check_values(found, {*asked}, earlier)
-    _check_curves(found)
-
-
-def _check_values(found: SiteTable, asked: set[Grouping], earlier: set[Grouping]) -> None:
-    """
-    Raise PolicyRefusal if the sum of a column, and counts of its values, show a few rows.
-
-    Value times count, of each level that is shown, is a part of the sum: the rest is the sum of all other rows.
-    """
-    every, texts = asked | earlier, found.read.texts
-    summed = {one.number for one in every if one.number not in dict(one.listed)} - {""}
-    for one in sorted(every, key=repr):
-        name = one.category
-        is_new = one in asked or any(other.number == name for other in asked)
-        if one.number or name not in summed or name not in texts or not is_new:
-            continue
-        rest = texts[name].numbers[_codes(found, one) == len(one.levels)]
-        limits = found.policy.limits
-        if 0 < len(rest) < limits.min_cell or is_telling(rest, limits):
-            raise PolicyRefusal(
-                f"the sum of {name} and its levels, asked before or with it, differ by too few rows (min_cell)"
-            )
-
-
-def _check_curves(found: SiteTable) -> None:
-    """Raise PolicyRefusal if counts of times, and those of this or an earlier question, differ by a few rows."""
-    asked, table = found.analysis.curves(), found.read.table
-    for one in asked:
-        for other in sorted({*asked, *found.book.curves()}, key=repr):
-            codes = [_curve_codes(found, curve) for curve in (one, other)]
-            if one.is_compared(other) and survival.differ_by_few(
-                one, other, table, codes, found.policy.min_cell
-            ):
-                raise PolicyRefusal(
-                    f"survival {one.name}, and what was asked before or with it about these times, differ by too few rows "
-                    "(min_cell)"
-                )
-
-
-def _curve_codes(found: SiteTable, curve: Curve) -> Int64s | None:
-    """The group of each row; None: the curve has no groups, or its category is no column (any more)."""
-    if curve.category not in found.read.texts:
-        return None
-    codes = found.read.texts[curve.category].placed(curve.levels)
-    return without_few(codes, len(curve.levels), found.policy.min_cell)
-
-
-def _differ_by_few(found: SiteTable, one: Grouping, other: Grouping) -> bool:
-    codes = [_codes(found, grouping) for grouping in (one, other)]
-    if one.number:
-        numbers = found.read.table.numbers.get(one.number)
-        if numbers is None:
-            is_there = ~found.read.texts[one.number].is_missing
-        else:
-            is_there = ~np.isnan(numbers)
-        codes = [each[is_there] for each in codes]
-    return isolates_few(codes[0], codes[1], found.policy.min_cell)
-
-
-def _codes(found: SiteTable, grouping: Grouping) -> Int64s:
-    """The group of each row, as it is counted: a refusal shows no more of a rare text than an answer would."""
-    texts, listed = found.read.texts, len(grouping.levels)
-    if grouping.category:
-        codes = texts[grouping.category].placed(grouping.levels)
-        return without_few(codes, listed, found.policy.min_cell)
-    gaps = np.zeros(found.read.table.rows, np.bool_)
-    for name in grouping.columns:
-        gaps |= texts[name].is_missing
-    for name, levels in grouping.listed:
-        gaps |= texts[name].placed(levels) >= len(levels)
-    return gaps.astype(np.int64)
-
-
-def _named(grouping: Grouping) -> str:
-    if not grouping.category:
-        what = "correlation" if grouping.levels[:1] != (ALL,) else "trees or regression"
-        return f"{what} of {grouping.number}" if grouping.levels else grouping.number
-    return f"{grouping.number} by {grouping.category}" if grouping.number else grouping.category

@@ -493,6 +493,20 @@ def test_a_site_that_rounds_shows_no_count_as_a_sum() -> None:
     assert shown["numbers"]["bmi"]["withheld"] == shown["correlation"]["withheld"] == 0
 
 
+def test_a_site_that_rounds_shows_no_count_as_sum_and_squares() -> None:
+    """Of 0, 1 and 2 the counts of 1 and of 2 are those of two equations; so it is in a group of a column of more."""
+    options = {**OPTIONS, "quantiles": (), "numbers": ("age", "bmi"), "correlation": ()}
+    frame = made_up(300, 4)
+    frame["age"] = np.arange(300) % 3
+    frame.loc[frame["stage"] == "I", "bmi"] = np.arange(int((frame["stage"] == "I").sum())) % 3 + 20
+    found = result_of(Statistics(options), [frame], Limits(min_cell=3, round_to=5))
+    assert (found["numbers"]["age"]["withheld"], found["numbers"]["age"]["sum"]) == (1, 0.0)
+    first, *others = found["groups"]["bmi by stage"]
+    assert (first["level"], first["withheld"], first["sum"]) == ("I", 1, 0.0)
+    assert found["numbers"]["bmi"]["withheld"] == 0
+    assert any(one["sum"] for one in others)
+
+
 @pytest.mark.parametrize(
     "options", [{"quantiles": (0.5,)}, {"survival": ("age died",), "time_grid": (0.0, 50.0)}]
 )

@@ -108,6 +108,46 @@ def test_times_that_cut_off_a_few_rows_are_refused(
     assert [entry.run_id for entry in book.entries()] == ["s"]
 
 
+def _months(site: WorkerSettings, *more: str) -> None:
+    """Write a table of 20 rows of each of ten months, and these rows."""
+    rows = [f"{row // 20 + 1},{row % 2},{'FM'[row % 4 // 2]}" for row in range(200)]
+    text = "\n".join(["months,died,sex", *rows, *more])
+    (Path(site.data_dir) / "table.csv").write_text(text + "\n")
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+@pytest.mark.parametrize(("rows", "is_refused"), [(3, True), (0, False), (40, False)])
+@pytest.mark.parametrize("way", ["levels", "sum"])
+def test_times_that_are_counted_or_summed_otherwise(
+    site: WorkerSettings, way: str, rows: int, is_refused: bool, is_first: bool
+) -> None:
+    """
+    An interval less its listed times is the few others; a sum less each time's rows is that of the few without an event.
+
+    Whichever is asked first, and though either has rows enough by itself.
+    """
+    if way == "levels":
+        _months(site, *(f"5.5,{row % 2},{'FM'[row % 4 // 2]}" for row in range(rows)))
+        asked = [asked_at(4, 6, 10), config(levels={"months": ["5", "6"]})]
+    else:
+        _months(site, *(f"{row % 10 + 1},,F" for row in range(rows)))
+        asked = [asked_at(*range(1, 11)), config(numbers=["months"])]
+    first, second = asked if is_first else asked[::-1]
+    answer(site, first)
+    if not is_refused:
+        answer(site, second, "s")
+        return
+    with pytest.raises(PolicyRefusal, match=r"survival months died, and .* about these times"):
+        answer(site, second, "s")
+
+
+def test_few_events_without_a_time(site: WorkerSettings) -> None:
+    """A sum of events, less those of the curve, is their number, however many rows have neither."""
+    _months(site, *[",0,F"] * 20, *[",1,M"] * 3)
+    with pytest.raises(PolicyRefusal, match="too few rows have died and no months"):
+        answer(site, asked_at(5, 10))
+
+
 @pytest.mark.parametrize("more", [3, 0, 12])
 def test_curves_by_two_categories_that_differ_by_a_few_rows(
     site: WorkerSettings, more: int
