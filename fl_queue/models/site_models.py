@@ -31,6 +31,11 @@ def check(name: str, config: RunConfig, manifest: Manifest) -> None:
             name,
             "keeps no updates, so no site's own model can be made; train with model.keep_updates = true",
         )
+    if config.plain_strategy().has_factors:
+        raise RunStateError(
+            name,
+            f"is of {config.aggregation.strategy}, whose updates are scaled by each site, so none makes its own model",
+        )
     if config.is_async or config.is_simulation:
         kind = "an asynchronous run" if config.is_async else "a simulation"
         raise RunStateError(name, f"is {kind}; a matrix is of sites in synchronous rounds")

@@ -224,6 +224,8 @@ class Strategy:
     needs_exact_updates: ClassVar[bool] = False
     #: Whether updates may be scaled down to a norm (``aggregation.clip_norm``) and the equations still hold.
     may_clip: ClassVar[bool] = True
+    #: Whether clients send their changes times a ``factor`` of their own: the base version and an update are no model.
+    has_factors: ClassVar[bool] = False
     #: Whether a round's clients divide their factors by a power of two, see ``exponent``.
     has_exponent: ClassVar[bool] = False
     #: Whether clients evaluate the base version on their training data.

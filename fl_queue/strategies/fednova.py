@@ -46,6 +46,7 @@ class FedNova(Strategy):
     }
     scalars: ClassVar = {"tau": 1e12}
     may_clip = False
+    has_factors = True
     needs_local_sgd = needs_gradient_sum = True
 
     def training_refusals(self, optimizer: str) -> Mapping[str, str]:

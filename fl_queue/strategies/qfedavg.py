@@ -56,6 +56,7 @@ class QFedAvg(Strategy):
     WEIGHTINGS = ("uniform",)
     scalars: ClassVar = {"h": 1e30}
     may_clip = False
+    has_factors = True
     needs_base_loss = True
     has_exponent = True
 
