@@ -112,7 +112,7 @@ def _described(done: Mapping[str, Any]) -> dict[str, str]:
         time += ", {compile_s:.1f} s of all this compiling"
     if done["unused"]:
         found = ", ".join(f"{count} {kind}" for kind, count in sorted(done["unused"].items()))
-        data += f"; not read: {found.replace('{', '{{').replace('}', '}}')}"
+        data += f"; not used, or not as they are: {found.replace('{', '{{').replace('}', '}}')}"
     described = {
         "data": data.format(**done),
         "model": size.format(**done),

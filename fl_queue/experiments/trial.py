@@ -56,7 +56,7 @@ class Trial:
         model_bytes: The model: what is trained as float32, what is frozen as it is.
         update_bytes: The update's body, as ``update.codec`` has it.
         num_examples, num_validation: Samples.
-        unused: Files in the data folder that are not read: kind -> number.
+        unused: Files and texts of the data folder that are not used, or not as they are: kind -> number.
         base: Finished validation metrics before the training; empty without validation data.
         trained: The same after it.
         logged: Means that the training logged or reported, other than the loss.

@@ -29,13 +29,14 @@ NOTED = ("input", "code")
 PROBLEM = "problem"
 #: There, with any value, when what it could not do is what training begins with: load its task and data.
 CANNOT = "cannot"
-#: Numbers of files that are not used, or not as they are; each site has its own.
+#: Numbers of files and texts that are not used, or not as they are; each site has its own.
 FILES = "files"
 NOT_COMPARED = (PROBLEM, CANNOT, FILES)
-#: Words for files that are not used, or not as they are; of others, as of a task's own, nothing leaves a site.
+#: Words for files and texts that are not used, or not as they are; of others, as of a task's own, nothing leaves a site.
 FILE_KINDS = (
     "broken link",
     "clipped",
+    "cut text",
     "hidden",
     "link out of the data folder",
     "link to a folder out of the data folder",

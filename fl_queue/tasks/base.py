@@ -60,9 +60,9 @@ class ClientData:
     Other forms of samples: see ``fl_queue.training.batches``.
 
     Args:
-        unused: What lies in the data folder and is not read: what it is -> how many of it. Shown at the
+        unused: What lies in the data folder and is not used, or not as it is: what it is -> how many of it. Shown at the
             site alone, by ``fl-queue try-task`` and in the log of its worker.
-        counts: Numbers of files that are not used, or not as they are, by words of ``site_facts.FILE_KINDS``. They leave
+        counts: Numbers of files or texts that are not used, or not as they are, by words of ``site_facts.FILE_KINDS``. They leave
             the site, with its facts before round 1 and with its updates.
     """
 

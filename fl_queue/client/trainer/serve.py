@@ -64,6 +64,10 @@ class Handler(Protocol):
         """Have the job at work end soon, as its round has ended; called by a signal handler."""
 
 
+class WorkerEnded(BaseException):
+    """Raised in a job that reports to a worker which has ended; no Exception, as no failure of the job."""
+
+
 class Work:
     """The jobs of this process, and the processes that they start."""
 
@@ -180,8 +184,8 @@ def serve(connection: socket.socket, handler: Handler, others: Others | None = N
             channel.send(Message("idle", request.id, work.idle(changed, beside)))
             if changed:
                 return EXIT_FRESH
-    except (BrokenPipeError, ConnectionResetError):
-        pass  # The worker has ended, and nothing of this process is wanted any more.
+    except (BrokenPipeError, ConnectionResetError, WorkerEnded):
+        log.info("the worker has ended, and its training process with it")
     except MessageError as exc:
         log.error("the training process ends: %s", exc)
         return 1
@@ -194,7 +198,10 @@ def _handled(channel: Channel, handler: Handler, request: Message) -> Reply:
 
     def report(body: dict[str, Any]) -> None:
         _flush()
-        channel.send(Message("progress", request.id, body))
+        try:
+            channel.send(Message("progress", request.id, body))
+        except (BrokenPipeError, ConnectionResetError):
+            raise WorkerEnded from None
 
     return handler.handle(request.body, report)
 

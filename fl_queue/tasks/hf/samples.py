@@ -20,9 +20,13 @@ class TokenSamples(Dataset[Any]):
     Args:
         tokens: Of each sample its token ids.
         labels: Of each sample its class; None: the tokens themselves are the labels.
+        cut: How many of them lack the end of their text.
     """
 
-    def __init__(self, tokens: Sequence[Sequence[int]], labels: Sequence[int] | None) -> None:
+    def __init__(
+        self, tokens: Sequence[Sequence[int]], labels: Sequence[int] | None, cut: int = 0
+    ) -> None:
+        self.cut = cut
         self._tokens = [torch.tensor(one, dtype=torch.int64) for one in tokens]
         self._labels = None if labels is None else torch.tensor(labels, dtype=torch.int64)
 
@@ -43,6 +47,21 @@ def encoded(tokenizer: Any, texts: Sequence[str], max_tokens: int) -> list[list[
     """Token ids of each text with the tokenizer's special tokens, cut to ``max_tokens``."""
     found = tokenizer(list(texts), truncation=True, max_length=max_tokens, padding=False)
     return [list(ids) for ids in found["input_ids"]]
+
+
+def count_cut(
+    tokenizer: Any, texts: Sequence[str], tokens: Sequence[Sequence[int]], max_tokens: int
+) -> int:
+    """
+    Count the texts that ``encoded`` has cut.
+
+    Args:
+        tokens: What it has made of the texts.
+    """
+    # Only those that fill a sample are encoded once more. A model's own limit is none here: no warning about it.
+    full = [text for text, ids in zip(texts, tokens, strict=True) if len(ids) == max_tokens]
+    whole = tokenizer(full, padding=False, verbose=False)["input_ids"] if full else []
+    return sum(len(ids) > max_tokens for ids in whole)
 
 
 def blocks(tokenizer: Any, texts: Sequence[str], max_tokens: int) -> list[list[int]]:

@@ -36,9 +36,10 @@ class TextClassification(TextTask):
 
     def samples(self, path: Path, rows: Sequence[Row]) -> TokenSamples:
         """Make a sample of each text."""
-        texts = [row[0] for row in rows]
-        tokens = samples.encoded(self.tokenizer, texts, self.options["max_tokens"]) if texts else []
-        return TokenSamples(tokens, self.labels(path, rows).tolist())
+        texts, most = [row[0] for row in rows], self.options["max_tokens"]
+        tokens = samples.encoded(self.tokenizer, texts, most) if texts else []
+        cut = samples.count_cut(self.tokenizer, texts, tokens, most)
+        return TokenSamples(tokens, self.labels(path, rows).tolist(), cut)
 
     def labels(self, path: Path, rows: Sequence[Row]) -> np.ndarray[Any, np.dtype[np.int64]]:
         """

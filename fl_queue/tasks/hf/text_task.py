@@ -26,6 +26,8 @@ from fl_queue.tasks.hf import models, samples, text_files
 from fl_queue.tasks.hf.samples import TokenSamples
 from fl_queue.training.collation import pad
 
+#: Of ``site_facts.FILE_KINDS``: a text of more than ``task.max_tokens``.
+CUT = "cut text"
 #: A row of a file: the text, then what ``columns`` names.
 Row = tuple[str, ...]
 
@@ -93,10 +95,11 @@ class TextTask(Task):
         rows = self._read(path, named)
         owners = np.array([row[-1] for row in rows]) if self.options["owner"] else None
         train, validation = self.split(self.labels(path, rows), context, owners)
-        return ClientData(
-            self.samples(path, [rows[index] for index in train]),
-            self.samples(path, [rows[index] for index in validation]),
+        part, held = (
+            self.samples(path, [rows[index] for index in some]) for some in (train, validation)
         )
+        cut = {CUT: part.cut + held.cut} if part.cut + held.cut else {}
+        return ClientData(part, held, unused=cut, counts=cut)
 
     def test_data(self, data_dir: str) -> TokenSamples | None:
         """

@@ -16,7 +16,11 @@ MANIFEST = Manifest((TensorSpec("w", (2, 3), "parameter"),))
 
 def config(strategy: str, **more: Any) -> RunConfig:
     """A run that keeps its updates."""
-    tables = {"model": {"keep_updates": True}, "aggregation": {"strategy": strategy, "weighting": "uniform"}, **more}
+    tables = {
+        "model": {"keep_updates": True},
+        "aggregation": {"strategy": strategy, "weighting": "uniform"},
+        **more,
+    }
     return RunConfig.from_dict(tables)
 
 

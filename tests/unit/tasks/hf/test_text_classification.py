@@ -85,6 +85,20 @@ def test_a_long_text_is_cut(folder: Path) -> None:
     assert max(len(one["input_ids"]) for one in data.train) == 6
 
 
+def test_texts_that_are_cut_are_counted_and_shown(folder: Path) -> None:
+    # Of 3 to 15 bytes with the end token: `good` and `bad` once, twice, three times.
+    task, data = made(config_of(max_tokens=8), folder)
+    longer = sum(
+        len(json.loads(line)["text"]) + 1 > 8
+        for line in (folder / "train.jsonl").read_text().splitlines()
+    )
+
+    assert data.counts == data.unused == {"cut text": longer}
+    assert 0 < longer < 40
+    assert facts_of(task, data)["files"] == f"{longer} cut text"
+    assert made(config_of(max_tokens=32), folder)[1].counts == {}
+
+
 def test_partitions_split_by_class_and_owner(folder: Path) -> None:
     config = config_of({"partition": "label_count", "labels_per_client": 1, "shares": 2})
     labels = [{int(one["labels"]) for one in made(config, folder, n, 2)[1].train} for n in (0, 1)]
