@@ -43,14 +43,17 @@ def score(run: str, version: int, ask: Ask) -> str:
     site = WorkerSettings.from_environ()
     store = site.connected()
     host_cache.sweep(site.cache, partial(queries.is_over, store.control))
-    config = None
+    config, digest = None, ""
     try:
         state = store.control.runs.get(run)
         if state is None:
             raise UnknownRun(run, list(store.control.runs.names()))
+        digest = store.control.versions.get(run, version).get("digest", "")
+        if not digest:
+            return "there is no such version (any more)"
         segments = store.control.runs.config_segments(run)
         config = trust.segment_config(site, state, segments, state.segment)
-        answer = _answer(store, site, state, version, ask, config)
+        answer = _answer(store, site, state, digest, ask, config)
     except (TimedOut, ContentMissing, TrainingLost, *REDIS_ERRORS):
         raise
     # A failure is recorded, and holds up no round.
@@ -59,7 +62,7 @@ def score(run: str, version: int, ask: Ask) -> str:
         answer = Answer(outcome="failed", failure=failure_of(exc, config))
     if answer.outcome == "failed":
         store.control.evaluations.set(
-            run, version, {"state": EvaluationState.failed, "reason": shown(answer.error)}
+            run, version, {"state": EvaluationState.failed, "reason": shown(answer.error)}, digest
         )
         return "failed"
     if answer.outcome != "done":
@@ -67,24 +70,22 @@ def score(run: str, version: int, ask: Ask) -> str:
     sums = answer.metrics
     failpoints.failpoint("version.scored")
     finished = metrics.finish(sums)
-    store.control.evaluations.set(
-        run, version, {"state": EvaluationState.done, "metrics": sums, "finished": finished}
-    )
-    return f"evaluated: {finished}"
+    found = {"state": EvaluationState.done, "metrics": sums, "finished": finished}
+    is_kept = store.control.evaluations.set(run, version, found, digest)
+    return f"evaluated: {finished}" if is_kept else "there is no such version any more"
 
 
 def _answer(
-    store: Store, site: WorkerSettings, state: RunState, version: int, ask: Ask, config: RunConfig
+    store: Store, site: WorkerSettings, state: RunState, digest: str, ask: Ask, config: RunConfig
 ) -> Answer:
     """
-    Have a version scored.
+    Have the version of a digest scored.
 
     Raises:
         ContentMissing: The model is not on the data server.
     """
     run = state.run_id
     manifest = store.control.versions.manifest(run)
-    digest = store.control.versions.all(run)[version]["digest"]
     if manifest is None:
         raise ChunksMissing(digest, None)
     models = ModelStore(store, run, config.redis.chunk_bytes, site.state_dir)

@@ -54,7 +54,7 @@ class RunState:
     run it was restored from, what that one was restored from, and so on.
     ``left_out``: client that is alive and may not be selected -> why, as it was decided last.
     ``not_evaluated``: why the newest version has no closing evaluation, and will have none.
-    ``config_digest``: of the newest segment of its config, for display; no decision depends on it.
+    ``config_digest``: of the newest segment of its config.
     ``metrics``: names and directions that the task has declared with version 0, see ``metrics.Declared``.
     ``state_since``: the newest round in which a client had lost its state, or the run went back to an older
     version; what clients keep for the strategy counts from later rounds only. 0: there is none.

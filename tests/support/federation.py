@@ -18,6 +18,7 @@ from fl_queue.errors import StoreUnavailable
 from fl_queue.protocol.records import RoundRecord
 from fl_queue.store import RunState, Store, keyspace
 from fl_queue.store.embedded.server_pair import EmbeddedRedis
+from fl_queue.store.jobs import dispatch
 
 Value = TypeVar("Value")
 #: Fast rounds: one linear layer on about a hundred images.
@@ -58,6 +59,8 @@ class Federation:
         self.faults.mkdir(exist_ok=True)
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         self._calm: dict[tuple[str, tuple[str, ...]], list[str]] = {}
+        #: Name of a run -> what its undisturbed runs did.
+        self._accounts: dict[str, list[str]] = {}
         self.store = Store.open(redis.url, redis.blob_url, redis.state_dir)
         self.clients = [f"site-{number}" for number in range(1, clients + 1)]
         try:
@@ -151,6 +154,7 @@ class Federation:
         if known is None:
             run = self.begin(name, *overrides)
             assert self.finish(run).state == "completed"
+            self._accounts[name] = self.account(run)
             known = self._calm[name, overrides] = self.free(run)
         return known
 
@@ -160,6 +164,35 @@ class Federation:
         assert state is not None
         self.store.control.redis.hdel(keyspace.RUNS, state.name)
         return [entry["digest"] for entry in self.store.control.versions.all(run).values()]
+
+    def account(self, run: str) -> list[str]:
+        """Each ended round of a run with all that may decide its bits, a line each."""
+        lines = []
+        for record in self.store.control.history.records(run):
+            jobs = dispatch.tickets(self.store, run, record.round)
+            receipts = self.store.control.receipts.of_round(run, record.round)
+            facts = {
+                "base": (record.base_version, record.base_digest[:8]),
+                "made": (record.version, (record.digest or "")[:8]),
+                "accepted": {who: digest[:8] for who, digest in record.accepted.items()},
+                "weights": record.weights,
+                "rejected": record.rejected,
+                "eligible": record.eligible,
+                "population": record.population,
+                "scales": record.scales,
+                "attempts": {who: ticket.attempt for who, ticket in jobs.items()},
+                "environments": {who: dict(found.environment) for who, found in receipts.items()},
+            }
+            told = "; ".join(f"{name} {value}" for name, value in facts.items() if value)
+            lines.append(f"round {record.round} {record.outcome}: {record.reason}; {told}")
+        return lines
+
+    def beside_calm(self, run: str) -> str:
+        """What a run did beside the last undisturbed one of its name, for an assertion that has failed."""
+        state = self.store.control.runs.get(run)
+        assert state is not None
+        calm = self._accounts.get(state.name, [])
+        return "\n".join(("", "undisturbed:", *calm, "this run:", *self.account(run)))
 
     def client_events(self, client: str) -> list[dict[str, Any]]:
         """Events of a client's worker, oldest first."""

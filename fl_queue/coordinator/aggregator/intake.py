@@ -192,12 +192,13 @@ class UpdateIntake:
         header = opened.header
         if header.round == self.number or self._is_carried(header):
             return True
+        # If our round has ended, its next aggregator decides on the message; a failover may have lost our
+        # round, and have the one of the message open.
+        self._current.check_open()
         if header.round < self.number:
             self._refuse_past(header, sender, opened.key)
             self.taken.refuse(header)
             return False
-        # If our round has ended, its next aggregator decides on the message.
-        self._current.check_open()
         reason = f"{header.client}: round {header.round} has not been opened"
         self.receipt_log.rejections.count(sender, reason, Verdict.invalid)
         self.taken.refuse_without_chunks()

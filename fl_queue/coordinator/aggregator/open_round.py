@@ -80,13 +80,14 @@ class OpenRound:
 
     def check_open(self) -> None:
         """
-        Check that the round is still open.
+        Check that the round is still open, and claimed by this aggregator.
 
         Raises:
-            OwnershipLost: It has ended.
+            OwnershipLost: It has ended, or a failover lost it or the claim.
         """
-        state = self.store.control.rounds.get(self.run, self.number)
-        if state is None or not state.open:
+        if not self.store.control.rounds.is_claimed(
+            self.run, self.number, self.incarnation.token
+        ):
             raise self._ended()
 
     def tick(self) -> float:

@@ -33,7 +33,7 @@ class ReceiptLog:
 
     def __init__(self, current: OpenRound) -> None:
         self._current, self._store, self._run = current, current.store, current.run
-        self._number, self._fence = current.number, current.incarnation.fence
+        self._number, self._claim = current.number, current.incarnation
         self.rejections = RejectionCounter(current.store, current.incarnation)
         state = self._store.control.runs.get(self._run)
         #: Clients outside the cohort that have receipts, too.
@@ -64,7 +64,7 @@ class ReceiptLog:
         if not receipt.is_in and not (receipt.status == Verdict.failed and is_first):
             self.rejections.count(who, receipt.reason, "" if is_known else receipt.status)
         if is_known and (receipt.is_in or self.should_write(client, receipt.status)):
-            self._write(self._number, client, receipt, self._fence)
+            self._write(client, receipt)
 
     def write_late(
         self, header: Header, who: str, key: str, status: Verdict = Verdict.late, reason: str = ""
@@ -91,7 +91,8 @@ class ReceiptLog:
             elif own.client in cohort:
                 has_receipt = True
                 if self.should_write(own.client, status, number):
-                    self._write(number, own.client, make_receipt(own, status, reason, key), None)
+                    receipt = make_receipt(own, status, reason, key)
+                    self._store.control.receipts.add(self._run, number, own.client, receipt, None)
         self.rejections.count(who, reason, "" if has_receipt else status, number)
 
     def write_forged(self, forged: ForgedMessage) -> None:
@@ -101,17 +102,20 @@ class ReceiptLog:
         who = rejections.sender(claimed, forged.signer)
         self.rejections.count(who, reason, "" if has_receipt else Verdict.forged)
         if has_receipt and self.should_write(claimed, Verdict.forged):
-            self._write(self._number, claimed, Receipt(Verdict.forged, reason), self._fence)
+            self._write(claimed, Receipt(Verdict.forged, reason))
 
     def write_group(self, group: str, receipts: dict[str, Receipt]) -> None:
         """Write the receipts of a sum of virtual clients, all at once."""
         if receipts:
             self._store.control.receipts.add_many(
-                self._run, self._number, receipts, self._fence, group
+                self._run, self._number, receipts, self._claim.fence, self._claim.token, group
             )
 
-    def _write(self, number: int, client: str, receipt: Receipt, fence: int | None) -> None:
-        self._store.control.receipts.add(self._run, number, client, receipt, fence)
+    def _write(self, client: str, receipt: Receipt) -> None:
+        """Write a receipt of the aggregator's own round."""
+        self._store.control.receipts.add(
+            self._run, self._number, client, receipt, self._claim.fence, self._claim.token
+        )
 
     def _cohort_of_ended(self, number: int) -> tuple[str, ...] | None:
         if number not in self._ended:

@@ -110,7 +110,7 @@ class RejectionCounter:
         changed = {who: self._known[who] for who in sorted(self._changed)}
         owner = self._incarnation
         self._store.control.rejections.record(
-            owner.run, owner.round, owner.fence, changed, self._late, self._events
+            owner.run, owner.round, owner.fence, changed, self._late, self._events, owner.token
         )
         self._changed.clear()
         self._late.clear()

@@ -383,8 +383,12 @@ def clean_up(store: Store, run: str, number: int) -> None:
     """
     Remove what an ended round no longer needs: its jobs now, its keys two rounds later.
 
-    In an asynchronous run, jobs that go on stay, and the keys of the rounds that they began in.
+    In an asynchronous run, jobs that go on stay, and the keys of the rounds that they began in. Nothing is
+    removed where a failover has lost the end of the round: it is open once more, or an earlier one is.
     """
+    seen = store.control.rounds.glance(run, number)
+    if seen is not None and (seen.newest < number or (seen.newest == number and seen.is_open)):
+        return
     in_use = in_flight.tickets_in_use(store, run)
     _forget_jobs(store, run, number, in_use, but=identifiers.AGGREGATOR)
     # From the oldest round with keys: the clean-up of an earlier round may have been killed.

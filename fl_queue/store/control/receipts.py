@@ -63,17 +63,25 @@ class Receipts:
                 counts[number] = found
         return counts
 
-    def add(self, run: str, number: int, client: str, receipt: Receipt, fence: int | None) -> bool:
+    def add(
+        self,
+        run: str,
+        number: int,
+        client: str,
+        receipt: Receipt,
+        fence: int | None,
+        token: str = "",
+    ) -> bool:
         """
         Record the outcome of an update, with an event.
 
         Args:
-            fence: The writer's, for an open round; None for a round that has ended.
+            fence, token: As of ``add_many``.
 
         Returns:
             Whether it was news.
         """
-        return bool(self.add_many(run, number, {client: receipt}, fence))
+        return bool(self.add_many(run, number, {client: receipt}, fence, token))
 
     def add_many(
         self,
@@ -81,6 +89,7 @@ class Receipts:
         number: int,
         receipts: Mapping[str, Receipt],
         fence: int | None,
+        token: str = "",
         group: str = "",
     ) -> int:
         """
@@ -88,7 +97,9 @@ class Receipts:
 
         Args:
             receipts: Client -> receipt.
-            fence: The writer's, for an open round; None for a round that has ended.
+            fence: The writer's, for an open round; None for a round that has ended, of which nothing is
+                written to an open one.
+            token: Of the writer's claim on an open round; empty: whoever has claimed it.
             group: The pool worker whose updates came as one: one event stands for all received ones.
 
         Returns:
@@ -111,6 +122,7 @@ class Receipts:
             dumps([dumps(event.to_dict()) for event in events]),
             EVENTS_KEPT,
             "" if fence is None else fence,
+            token,
         ]
         return int(self._receipt(keys=keys, args=args))
 

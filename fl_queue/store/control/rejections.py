@@ -51,6 +51,7 @@ class Rejections:
         rejected: Mapping[str, Refusals],
         late: Mapping[int, int],
         events: Sequence[Event],
+        token: str = "",
     ) -> bool:
         """
         Record the counts of an open round.
@@ -60,6 +61,7 @@ class Rejections:
             rejected: Sender -> counts of this round; they replace the recorded ones.
             late: Round whose keys are gone -> further updates of it that arrived.
             events: For the run's stream.
+            token: Of the writer's claim; empty: whoever has claimed it.
 
         Returns:
             False when another aggregator owns the round, or it is gone.
@@ -77,6 +79,7 @@ class Rejections:
             dumps({str(number): str(count) for number, count in late.items()}),
             dumps([dumps(event.to_dict()) for event in events]),
             EVENTS_KEPT,
+            token,
         ]
         return bool(self._record_rejected(keys=keys, args=args))
 

@@ -127,6 +127,11 @@ class Rounds:
         ]
         return int(self._claim(keys=keys, args=[number, job_id, incarnation, above]))
 
+    def is_claimed(self, run: str, number: int, incarnation: str) -> bool:
+        """Whether a round is open, and the claim with this token is its newest one."""
+        found = self._redis.hmget(keyspace.round_(run, number), "state", "claimed_by")
+        return found == [RoundPhase.open.encode(), incarnation.encode()]
+
     def set_quorum_at(self, run: str, number: int, elapsed_s: float) -> None:
         """Note when the quorum was reached, the first time."""
         key = keyspace.round_(run, number)
@@ -170,20 +175,29 @@ class Rounds:
         return "ok" if decided == "same" else decided
 
     def forget(self, run: str, number: int) -> None:
-        """Remove the keys of a round whose history record is enough; its late count stays."""
+        """
+        Remove the keys of a round whose history record is enough; its late count stays.
+
+        Nothing is removed of a round that is open: a failover may have lost its end, which the caller has seen.
+        """
         late = self._receipts.count_of_late(run, number)
         if late:
             self._server.write_if(
                 keyspace.run(run), ["HSETNX", keyspace.late(run), str(number), str(late)]
             )
-        with self._redis.pipeline() as pipe:
-            pipe.delete(
-                keyspace.round_(run, number),
-                keyspace.round_updates(run, number),
-                keyspace.round_rejected(run, number),
-                keyspace.round_jobs(run, number),
-            )
-            pipe.execute()
-        self._server.write_if(
-            keyspace.run(run), ["HSET", keyspace.run(run), "cleaned", str(number + 1)]
+        key = keyspace.round_(run, number)
+        others = (
+            keyspace.round_updates(run, number),
+            keyspace.round_rejected(run, number),
+            keyspace.round_jobs(run, number),
         )
+
+        def body(pipe: Pipeline) -> Callable[[], None] | None:
+            if pipe.hget(key, "state") == RoundPhase.open.encode():
+                return None
+            return lambda: cast(None, pipe.delete(key, *others))
+
+        if self._server.transact([key], body):
+            self._server.write_if(
+                keyspace.run(run), ["HSET", keyspace.run(run), "cleaned", str(number + 1)]
+            )

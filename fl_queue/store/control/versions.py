@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 from fl_queue.common.safe_json import dumps
 from fl_queue.protocol.state_fields import parse_evaluation, parse_version, parse_whole
 from fl_queue.store import keyspace
-from fl_queue.store.control.events import event_command
+from fl_queue.store.connection import script
+from fl_queue.store.control.events import EVENTS_KEPT
 from fl_queue.store.control.server import ControlServer
 
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ class Evaluations:
 
     def __init__(self, server: ControlServer) -> None:
         self._server = server
+        self._evaluated = script(server.redis, "evaluated")
 
     def all(self, run: str) -> dict[int, dict[str, Any]]:
         """Version -> its ticket while it is queued, then ``{state: done | failed, metrics, reason}``."""
@@ -69,13 +71,24 @@ class Evaluations:
             lambda number, text: (parse_whole(number), parse_evaluation(text)),
         )
 
-    def set(self, run: str, version: int, value: Mapping[str, Any]) -> None:
-        """Record a version's evaluation; repeating it is harmless (same version, same metrics)."""
+    def set(self, run: str, version: int, value: Mapping[str, Any], digest: str = "") -> bool:
+        """
+        Record a version's evaluation; repeating it is harmless (same version, same metrics).
+
+        Args:
+            digest: Of the version that was evaluated; empty: of whichever has the number.
+
+        Returns:
+            False when the run is gone, or has no such version: a failover may have lost it.
+        """
         from fl_queue.protocol.events import VersionEvaluated
 
         event = VersionEvaluated(version=version, state=value["state"])
-        self._server.write_if(
+        keys = [
             keyspace.run(run),
-            ["HSET", keyspace.evaluations(run), str(version), dumps(value)],
-            event_command(run, event),
-        )
+            keyspace.versions(run),
+            keyspace.evaluations(run),
+            keyspace.events(run),
+        ]
+        args: list[Any] = [version, digest, dumps(value), dumps(event.to_dict()), EVENTS_KEPT]
+        return bool(self._evaluated(keys=keys, args=args))

@@ -3,10 +3,14 @@
 -- written to a round that does not exist.
 -- KEYS 1 round   2 updates   3 events
 -- ARGV 1 receipts: JSON client -> receipt   2 events (JSON list), written when a receipt is news
---      3 longest event stream   4 fence, or '' for an ended round
+--      3 longest event stream   4 fence, or '' for an ended round   5 token of the aggregator, or '' for any
+-- A control server that has lost its last writes may have a round open that its writer takes for ended, or count
+-- to the writer's fence again: the client of such a receipt would not be asked any more.
 -- Returns how many receipts were written.
 if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
+if ARGV[4] == '' and redis.call('HGET', KEYS[1], 'state') == 'open' then return 0 end
 if ARGV[4] ~= '' and redis.call('HGET', KEYS[1], 'fence') ~= ARGV[4] then return 0 end
+if ARGV[5] ~= '' and redis.call('HGET', KEYS[1], 'claimed_by') ~= ARGV[5] then return 0 end
 
 local function field_of(client, text)
   -- What is in a client's name and not by it takes no place of the client's own.

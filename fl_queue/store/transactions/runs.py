@@ -19,13 +19,18 @@ from fl_queue.store.transactions import confirmed_changes
 
 #: Fields of a run that decide its next step. Fewer are not enough: a delayed process would open a second
 #: closing evaluation, or complete a run that a command has continued meanwhile. The population decides
-#: which share of split data a client has, and the panel who is asked for a step of a fit.
+#: which share of split data a client has, and the panel who is asked for a step of a fit. A version and a
+#: segment are named by their digests, too: a failover may have lost those that were seen, and others have
+#: their numbers by now.
 DECIDING = (
     "round",
     "version",
+    "digest",
+    "server_state",
     "evaluated_version",
     "rounds_wanted",
     "segment",
+    "config_digest",
     "population",
     "panel",
 )
@@ -219,13 +224,13 @@ def publish_evaluation(store: Store, ticket: JobTicket) -> bool:
     """
     Publish the evaluation of a version, unless it was published before; returns whether it was now.
 
-    Nothing is written of a run that has been deleted meanwhile.
+    Nothing is written of a run that has been deleted meanwhile, or of a version that a failover has lost.
     """
     key, version = keyspace.evaluations(ticket.run), str(ticket.number)
-    run = keyspace.run(ticket.run)
+    versions = keyspace.versions(ticket.run)
 
     def body(pipe: Pipeline) -> Callable[[], None] | None:
-        if not pipe.exists(run) or pipe.hexists(key, version):
+        if not pipe.hexists(versions, version) or pipe.hexists(key, version):
             return None
 
         def write() -> None:
@@ -234,7 +239,7 @@ def publish_evaluation(store: Store, ticket: JobTicket) -> bool:
 
         return write
 
-    return store.control.transact([key, run], body)
+    return store.control.transact([key, versions], body)
 
 
 def write_site_report(

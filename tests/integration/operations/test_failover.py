@@ -87,7 +87,7 @@ def go_through(
     assert (state.state, state.reason, state.left_out) == ("completed", "", {})
     committed = federation.committed(run)
     assert [sorted(record.accepted) for record in committed] == [["site-1", "site-2"]] * 2
-    assert federation.free(run) == calm
+    assert federation.free(run) == calm, federation.beside_calm(run)
     return trainings(federation, name) - before
 
 
@@ -161,4 +161,4 @@ def test_a_round_that_a_late_replica_has_not_seen_is_made_again_with_the_same_bi
     state = federation.finish(run, 200)
     assert (state.state, state.reason, state.left_out) == ("completed", "", {})
     assert [record.round for record in federation.committed(run)] == [1, 2]
-    assert federation.free(run) == calm
+    assert federation.free(run) == calm, federation.beside_calm(run)

@@ -16,13 +16,19 @@ from fl_queue.client.resident import Resident
 from fl_queue.client.site import WorkerSettings
 from fl_queue.coordinator.aggregator.collector import RoundAggregator
 from fl_queue.coordinator.aggregator.partial_sum import PartialSumStore
-from fl_queue.coordinator.rounds import lifecycle
+from fl_queue.coordinator.aggregator.verdicts import make_receipt
+from fl_queue.coordinator.rounds import lifecycle, runs
 from fl_queue.coordinator.rounds.ending import Ending
 from fl_queue.coordinator.rounds.runs import current_config
 from fl_queue.errors import OwnershipLost, RoundEnded
+from fl_queue.protocol.events import RunFailed
 from fl_queue.protocol.header import Header
-from fl_queue.protocol.records import Purpose
+from fl_queue.protocol.records import Purpose, Receipt, Verdict
+from fl_queue.protocol.state import RunPhase
 from fl_queue.store import Store, keyspace, queries
+from fl_queue.store.jobs import dispatch
+from fl_queue.store.jobs.dispatch import JobTicket
+from fl_queue.store.transactions import runs as transactions
 from tests.support.manual_run import ManualRun
 
 Kept = Mapping[bytes, tuple[bytes, int]]
@@ -183,6 +189,117 @@ def test_a_commit_that_is_lost_is_made_again_with_the_same_bits(
     assert hand.work() == "committed: 2 of 2 updates in"
 
     assert store.control.versions.get(hand.run, 1)["digest"] == digest
+
+
+# What processes do that have seen more than the server has now
+
+
+def two_rounds(hand: ManualRun) -> None:
+    """Commit rounds 1 and 2; a further one is open then."""
+    for _ in range(2):
+        for who in "ab":
+            hand.update(who)
+        hand.work()
+
+
+def test_an_aggregator_of_a_lost_round_leaves_the_updates_of_the_open_one_to_that(
+    digest: str, hand: ManualRun, store: Store
+) -> None:
+    before = remember(store.control.redis)
+    two_rounds(hand)
+    ghost = hand.intake()
+    set_back(store.control.redis, before)
+    assert (hand.round.number, ghost.incarnation.round) == (1, 3)
+    hand.update("a")
+
+    with pytest.raises(OwnershipLost):
+        hand.take(ghost, 1)
+
+    assert store.control.receipts.of_round(hand.run, 1) == {}
+    hand.update("b")
+    assert hand.work() == "committed: 2 of 2 updates in"
+    assert store.control.versions.get(hand.run, 1)["digest"] == digest
+
+
+def test_no_receipt_of_an_ended_round_is_written_to_one_that_is_open(
+    hand: ManualRun, store: Store
+) -> None:
+    # Its client would not be asked any more, and the round would be abandoned.
+    late = Receipt("late", token="1", reason="round 1 had ended")
+
+    assert not store.control.receipts.add(hand.run, 1, "a", late, None)
+    assert store.control.receipts.of_round(hand.run, 1) == {}
+    assert events(store, hand.run, "update_rejected") == []
+
+
+def test_a_lost_incarnation_writes_no_receipt_though_its_fence_is_the_rounds(
+    hand: ManualRun, store: Store
+) -> None:
+    before = remember(store.control.redis)
+    old = hand.intake()
+    set_back(store.control.redis, before)
+    new = hand.intake()
+    header = hand.header("update", "a", hand.body("a"))
+
+    assert new.incarnation.fence == old.incarnation.fence
+    for log in (old.receipt_log, new.receipt_log):
+        assert store.control.receipts.of_round(hand.run, 1) == {}
+        assert store.control.rejections.of_round(hand.run, 1) == {}
+        log.write("a", make_receipt(header, Verdict.received, ""), "a", is_first=True)
+        log.rejections.count("a", "wrong")
+        log.rejections.close()
+    assert list(store.control.receipts.of_round(hand.run, 1)) == ["a"]
+    assert list(store.control.rejections.of_round(hand.run, 1)) == ["a"]
+
+
+def test_cleaning_up_after_a_lost_round_leaves_the_open_one_alone(
+    digest: str, hand: ManualRun, store: Store
+) -> None:
+    before = remember(store.control.redis)
+    two_rounds(hand)
+    set_back(store.control.redis, before)
+    job = hand.job()
+
+    for number in (1, 2, 3, 4):
+        lifecycle.clean_up(store, hand.run, number)
+    store.control.rounds.forget(hand.run, 1)
+
+    assert hand.round.open
+    assert dispatch.is_queued(store, dispatch.tickets(store, hand.run, 1)["aggregator"])
+    assert hand.job() == job
+    for who in "ab":
+        hand.update(who)
+    assert hand.work() == "committed: 2 of 2 updates in"
+    assert store.control.versions.get(hand.run, 1)["digest"] == digest
+
+
+@pytest.mark.parametrize("field", ["digest", "config_digest"])
+def test_no_decision_about_a_lost_version_is_carried_out_on_its_successor(
+    hand: ManualRun, store: Store, field: str
+) -> None:
+    # A round opened by it would train from a version that the run does not have.
+    lost = replace(hand.state, **{field: "f" * 64})
+
+    assert not runs.set_state(store, lost, RunPhase.failed, "by a ghost", RunFailed)
+    assert hand.state.active
+    assert runs.set_state(store, hand.state, RunPhase.failed, "by its own", RunFailed)
+
+
+def test_a_lost_version_is_neither_to_be_evaluated_nor_is_its_score_that_of_its_successor(
+    hand: ManualRun, store: Store
+) -> None:
+    score, evaluations = {"state": "done", "finished": {"accuracy": 0.5}}, store.control.evaluations
+
+    def publish(version: int) -> bool:
+        ticket = JobTicket("evaluator", "workers.evaluator.evaluate", "q", hand.run, version, 60)
+        return transactions.publish_evaluation(store, ticket)
+
+    assert not publish(1)
+    assert not evaluations.set(hand.run, 1, score, "f" * 64)
+    assert not evaluations.set(hand.run, 0, score, "f" * 64)
+    assert "job" in evaluations.all(hand.run)[0]
+    assert evaluations.set(hand.run, 0, score, hand.state.digest)
+    assert evaluations.all(hand.run) == {0: score}
 
 
 # A client's outbox

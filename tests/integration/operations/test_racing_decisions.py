@@ -228,7 +228,7 @@ def test_no_evaluation_of_a_run_that_has_been_deleted_is_published(store: Store)
             JobTicket("evaluator", rq_types.EVALUATE, keyspace.EVALUATE_QUEUE, run, 0, 60),
         )
 
-    store.control.redis.hset(keyspace.run("there-000000"), "state", "training")
+    store.control.redis.hset(keyspace.versions("there-000000"), "0", "{}")
 
     assert published("there-000000")
     assert not published("there-000000")
