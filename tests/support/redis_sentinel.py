@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, Self, cast
@@ -233,6 +234,17 @@ class Sentinels:
             return new.is_primary()
 
         wait_for("the failover", asked)
+
+    def at_once(self, act: Callable[[Pair], object]) -> None:
+        """Do the same with both pairs at the same time: most of it is waiting for sentinels."""
+        with ThreadPoolExecutor(2) as pool:
+            # Waits for both, and raises what the first that failed has raised.
+            for _ in pool.map(act, (self.control, self.data)):
+                pass
+
+    def restore_both(self) -> None:
+        """Restore both pairs."""
+        self.at_once(self.restore)
 
     def restore(self, pair: Pair) -> None:
         """Have both nodes there again, one the replica of the other, and all sentinels know it."""

@@ -42,7 +42,7 @@ def federation(
     folder = tmp_path_factory.mktemp("failover")
     place = Place(watched.url(watched.control), watched.url(watched.data), folder / "state")
     environment = {"FLQ_REDIS_URL": place.url, "FLQ_REDIS_BLOB_URL": place.blob_url}
-    made = Federation(cast(EmbeddedRedis, place), folder, 2, environment)
+    made = Federation(cast(EmbeddedRedis, place), folder, 2, environment, evaluator=False)
     try:
         yield made
     finally:
@@ -70,8 +70,7 @@ def go_through(
 ) -> int:
     """Have both primaries replaced while a process is at a point; returns how often clients trained."""
     name = f"{point}-{way.__name__}".replace(".", "-").replace("_", "-")
-    for pair in (watched.control, watched.data):
-        watched.restore(pair)
+    watched.restore_both()
     calm = federation.digests_of(name, *CLIENTS)
     before = trainings(federation, name)
     held = federation.arm(point, "stop", "site-1_" if point == "client.trained" else "")
@@ -79,8 +78,7 @@ def go_through(
     wait_for("a process at the point", held.exists)
     pid = int(wait_for("its pid", held.read_text))
 
-    for pair in (watched.control, watched.data):
-        way(watched, pair)
+    watched.at_once(lambda pair: way(watched, pair))
     os.kill(pid, signal.SIGCONT)
 
     state = federation.finish(run, 200)
@@ -132,8 +130,7 @@ def test_a_round_that_a_late_replica_has_not_seen_is_made_again_with_the_same_bi
     federation: Federation, watched: Sentinels, lost: tuple[str, ...]
 ) -> None:
     name = f"lost-{len(lost)}"
-    for pair in (watched.control, watched.data):
-        watched.restore(pair)
+    watched.restore_both()
     calm = federation.digests_of(name, *CLIENTS)
     first = federation.arm("client.trained", "stop", "site-1_")
     run = federation.begin(name, *CLIENTS)
