@@ -223,7 +223,14 @@ class UpdateIntake:
     def _ask_for_chunks(self, header: Header, sender: str, missing: ContentMissing) -> None:
         """Refuse a message whose chunks are gone: a new attempt of its job sends them again."""
         # An attempt that has not begun will push them anyway.
-        job_requests.ask_again(self.store, self.run, self.round, header.client, unless_queued=True)
+        job_requests.ask_again(
+            self.store,
+            self.run,
+            self.round,
+            header.client,
+            f"lost: {missing.reason}",
+            unless_queued=True,
+        )
         reason = f"{header.client}: {missing.reason}; asked again"
         self.receipt_log.rejections.count(sender, reason, Verdict.invalid)
         self.taken.refuse_without_chunks()

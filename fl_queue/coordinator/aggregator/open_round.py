@@ -85,9 +85,7 @@ class OpenRound:
         Raises:
             OwnershipLost: It has ended, or a failover lost it or the claim.
         """
-        if not self.store.control.rounds.is_claimed(
-            self.run, self.number, self.incarnation.token
-        ):
+        if not self.store.control.rounds.is_claimed(self.run, self.number, self.incarnation.token):
             raise self._ended()
 
     def tick(self) -> float:

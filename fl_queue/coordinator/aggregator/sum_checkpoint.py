@@ -96,7 +96,8 @@ class SumCheckpoint:
     def _begin_anew(self) -> None:
         number = self._current.number
         self._store.control.receipts.forget(self._run, number)
-        job_requests.ask_all_again(self._store, self._run, number)
+        why = "the checkpointed sum of their updates cannot be used"
+        job_requests.ask_all_again(self._store, self._run, number, why)
 
     def _remove_merged(self, found: PartialRoundState) -> None:
         """Remove the messages of updates in the sum: the writer may have been killed before it did."""

@@ -303,10 +303,10 @@ class Healer:
             for who, ticket in tickets.items()
             if who != identifiers.AGGREGATOR and who not in revoked
         }
+        self._report(run, current, "the data server restarted: clients asked again")
         # It raises if a job was not published for certain; then the next tick asks again.
         self._replace(keyspace.round_jobs(run, current.number), asked)
         self.store.control.rounds.set_data_server(run, current.number, identity)
-        self._report(run, current, "the data server restarted: clients asked again")
 
     def _heal_jobs(self, run: str, current: RoundState) -> None:
         open_jobs = self._unanswered(run, current)
@@ -317,15 +317,10 @@ class Healer:
             for who, ticket in open_jobs.items()
             if self._is_due(ticket, reasons.get(ticket.job))
         }
-        replaced = self._replace(keyspace.round_jobs(run, current.number), due)
-        self._report(
-            run,
-            current,
-            *(
-                f"job of {who} {reasons[due[who].job]}: attempt {new.attempt}"
-                for who, new in replaced.items()
-            ),
-        )
+        why = {who: reasons[ticket.job] for who, ticket in due.items()}
+        replaced = self._replace(keyspace.round_jobs(run, current.number), due, why)
+        # Their events were written with them.
+        self._note(run, current, *(dispatch.healed(new, why[who]) for who, new in replaced.items()))
 
     def _unanswered(self, run: str, current: RoundState) -> dict[str, JobTicket]:
         """Client, group or ``aggregator`` -> its newest job, of those that have not answered."""
@@ -408,19 +403,24 @@ class Healer:
         pause_s = min(MAX_PAUSE_S, 2.0 ** min(slow, 10) - 1.0)
         return self.immediate or time.monotonic() - since >= pause_s
 
-    def _replace(self, key: str, due: Mapping[str, JobTicket]) -> dict[str, JobTicket]:
-        """Publish new attempts; returns field -> new ticket, of those that were published."""
+    def _replace(
+        self, key: str, due: Mapping[str, JobTicket], why: Mapping[str, str] | None = None
+    ) -> dict[str, JobTicket]:
+        """Publish new attempts; returns field -> new ticket, of those that were published. Args: ``why``: for events."""
         replaced: dict[str, JobTicket] = {}
         for some in batches(due.items()):
-            replaced |= dispatch.replace_all(self.store, key, dict(some))
+            replaced |= dispatch.replace_all(self.store, key, dict(some), why=why or {})
             self._extend()
             for _, ticket in some:
                 self._dead_since.pop(ticket.job, None)
         return replaced
 
-    def _report(self, run: str, current: RoundState, *repairs: str) -> None:
+    def _note(self, run: str, current: RoundState, *repairs: str) -> None:
         self.done += repairs
         for what in repairs:
             log.warning("run=%s round=%s healed: %s", run, current.number, what)
+
+    def _report(self, run: str, current: RoundState, *repairs: str) -> None:
+        self._note(run, current, *repairs)
         events = [Healed(round=current.number, what=what) for what in repairs]
         self.store.control.events.add_many(run, events)

@@ -13,6 +13,7 @@ import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from enum import StrEnum
+from types import MappingProxyType
 from typing import Any, NamedTuple, cast
 
 from redis import Redis
@@ -25,8 +26,10 @@ from rq.results import Result
 from fl_queue.common import failpoints, safe_json
 from fl_queue.common.safe_json import dumps
 from fl_queue.protocol import identifiers
+from fl_queue.protocol.events import Healed
 from fl_queue.protocol.records import AwaitedUpdate, Receipt
 from fl_queue.store import Replacement, Store, ask_many, batches, keyspace
+from fl_queue.store.control.events import event_command
 from fl_queue.store.jobs.rq_types import AGGREGATE, EVALUATE, RESULT_TTL_S, FLJob, queue
 
 #: Limits on text from a job's keys, in characters: any user of its queue may write there.
@@ -143,7 +146,7 @@ def publish(ticket: JobTicket, pipe: Pipeline, connection: Redis, again: bool = 
 
 
 def replace(
-    store: Store, key: str, field_name: str, old: JobTicket, counts: bool = True
+    store: Store, key: str, field_name: str, old: JobTicket, counts: bool = True, why: str = ""
 ) -> JobTicket | None:
     """
     Publish the next attempt in place of ``old``, if ``old`` is still the newest.
@@ -151,6 +154,7 @@ def replace(
     Args:
         key, field_name: Hash and field of the newest ticket, for example in a round's jobs.
         counts: Whether ``old`` counts as a failed attempt; one that yielded to another round does not.
+        why: As of ``replace_all``.
 
     Returns:
         The new ticket; None when another process has replaced ``old`` first.
@@ -158,11 +162,16 @@ def replace(
     Raises:
         StoreUnavailable: It may be replaced, or not; look again.
     """
-    return replace_all(store, key, {field_name: old}, counts).get(field_name)
+    reasons = {field_name: why} if why else {}
+    return replace_all(store, key, {field_name: old}, counts, reasons).get(field_name)
 
 
 def replace_all(
-    store: Store, key: str, old: Mapping[str, JobTicket], counts: bool = True
+    store: Store,
+    key: str,
+    old: Mapping[str, JobTicket],
+    counts: bool = True,
+    why: Mapping[str, str] = MappingProxyType({}),
 ) -> dict[str, JobTicket]:
     """
     Publish the next attempt in place of each of some jobs that is still the newest.
@@ -171,6 +180,7 @@ def replace_all(
         key: Of the hash that holds the newest tickets.
         old: Its field -> the ticket to replace.
         counts: As of ``replace``.
+        why: Field -> reason, for an event of the round, which is there whenever the new attempt is.
 
     Returns:
         Field -> the new ticket; without those that another process has replaced first.
@@ -181,7 +191,8 @@ def replace_all(
     new = {name: ticket.next_attempt(counts) for name, ticket in old.items()}
     wanted = [
         Replacement(
-            name, ticket.job, new[name].job, new[name].to_json(), _replacing(store, ticket, new[name])
+            name, ticket.job, new[name].job, new[name].to_json(),
+            _replacing(store, ticket, new[name], why.get(name, "")),
         )
         for name, ticket in old.items()
     ]  # fmt: skip
@@ -193,14 +204,21 @@ def replace_all(
     return replaced
 
 
-def _replacing(store: Store, old: JobTicket, new: JobTicket) -> list[list[Any]]:
-    """The commands that publish a job in place of another one."""
+def healed(new: JobTicket, why: str) -> str:
+    """Describe a new attempt. Args: ``why``: what became of the one before."""
+    return f"job of {new.who} {why}: attempt {new.attempt}"
+
+
+def _replacing(store: Store, old: JobTicket, new: JobTicket, why: str) -> list[list[Any]]:
+    """The commands that publish a job in place of another one. Args: ``why``: for an event; empty: none."""
+    event = Healed(round=new.number, what=healed(new, why))
     with store.control.redis.pipeline() as pipe:
         pipe.multi()
         publish(new, pipe, store.control.redis, again=True)
         # Should we be killed before we forget it, or the reply be lost.
         pipe.expire(FLJob.key_for(old.job), RESULT_TTL_S)
-        return [list(words) for words, _ in pipe.command_stack]
+        commands = [list(words) for words, _ in pipe.command_stack]
+    return [*commands, event_command(new.run, event)] if why else commands
 
 
 def forget(store: Store, ticket: JobTicket) -> None:

@@ -14,7 +14,7 @@ from fl_queue.config import loading
 from fl_queue.coordinator.operations import controls, deletion, healer
 from fl_queue.coordinator.operations.healer import Healer
 from fl_queue.coordinator.rounds import lifecycle, opening, runs
-from fl_queue.errors import RunStateError
+from fl_queue.errors import RunStateError, StoreUnavailable
 from fl_queue.protocol import message
 from fl_queue.protocol.events import RunCompleted, Unreadable
 from fl_queue.protocol.header import Header
@@ -352,3 +352,24 @@ def test_a_bad_element_in_a_clients_name_leaves_it_waited_for_and_its_job_watche
     assert any("its worker is dead" in line for line in healer.done)
     healer.heal(run)
     assert healer.done == []  # What was done the last time, not all a healer ever did.
+
+
+def test_whoever_sees_a_new_attempt_sees_its_reason(
+    store: Store, run: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(*_: object) -> None:
+        raise StoreUnavailable("redis://control", "no answer")
+
+    job = store.control.rounds.jobs(run, 0)["a"]["job"]
+    store.control.redis.hset(FLJob.key_for(job), "status", "failed")
+    # The healer comes no further than the new attempt.
+    monkeypatch.setattr(dispatch, "forget_all", away)
+
+    with pytest.raises(StoreUnavailable):
+        Healer(store, tmp_path).heal(run)
+
+    assert store.control.rounds.jobs(run, 0)["a"]["attempt"] == 2
+    events = store.control.events.read({keyspace.events(run): "0-0"}, None)
+    [healed] = [event["what"] for _, _, event in events if event["event"] == "healed"]
+    assert healed.startswith("job of a failed: ")
+    assert healed.endswith(": attempt 2")
