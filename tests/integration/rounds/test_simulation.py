@@ -13,6 +13,7 @@ import pytest
 
 from fl_queue.aggregation.group_sum import GroupSum
 from fl_queue.common import seeding
+from fl_queue.common.safe_json import dumps
 from fl_queue.config import loading
 from fl_queue.config.run_config import RunConfig
 from fl_queue.coordinator.aggregator import late_updates, verdicts
@@ -40,6 +41,12 @@ def simulated(*overrides: str) -> RunConfig:
     return loading.load("mnist-3v7", (*OVERRIDES, *overrides), {})
 
 
+def add_version(store: Store, run: str, version: int) -> None:
+    """List a version, as a commit does."""
+    entry = dumps({"digest": "0" * 64, "round": version})
+    store.control.redis.hset(keyspace.versions(run), str(version), entry)
+
+
 def begin(store: Store, loaded: RunConfig, version: int | None = 0) -> RunState:
     """A run of virtual clients that has that version."""
     state = runs.start_run(store, "many", loaded, 3)
@@ -48,6 +55,7 @@ def begin(store: Store, loaded: RunConfig, version: int | None = 0) -> RunState:
         store.control.redis.hset(keyspace.run(state.run_id), mapping=fields)
         manifest = Manifest((TensorSpec("x", (1,), "parameter"),))
         store.control.redis.set(keyspace.manifest(state.run_id), manifest.to_json())
+        add_version(store, state.run_id, version)
     lifecycle.advance(store, state.run_id)
     return runs.find_run(store, "many")
 
@@ -128,7 +136,9 @@ class Arrivals:
         assert manifest is not None
         self.round, self.manifest = current, manifest
         self.config = runs.current_config(store, self.run)
-        fence = store.control.rounds.claim(self.run, 1, self.ticket(identifiers.AGGREGATOR).job)
+        fence = store.control.rounds.claim(
+            self.run, 1, self.ticket(identifiers.AGGREGATOR).job, "t"
+        )
         incarnation = Incarnation(self.run, 1, fence, "t")
         self.intake = UpdateIntake(OpenRound(store, incarnation, current, self.config), folder)
 
@@ -278,6 +288,7 @@ def test_the_group_of_a_client_whose_chunks_are_gone_is_asked_again(arrivals: Ar
 
 
 def test_a_late_group_is_late_for_each_of_its_clients(arrivals: Arrivals) -> None:
+    arrivals.store.control.redis.hset(keyspace.round_(arrivals.run, 1), "state", "committed")
     late_updates.record(arrivals.store, arrivals.run, arrivals.element(0)[0])
 
     assert arrivals.statuses() == dict.fromkeys(arrivals.members(0), "late")
@@ -295,6 +306,7 @@ def test_the_evaluator_scores_every_so_many_versions_and_the_last(
         number = runs.find_run(store, "many").round
         store.control.redis.hset(keyspace.round_(state.run_id, number), "state", "committed")
         store.control.redis.hset(key, mapping={"version": version})
+        add_version(store, state.run_id, version)
         lifecycle.advance(store, state.run_id)
     store.control.redis.hset(key, "evaluated_version", 3)
     store.control.redis.hset(keyspace.round_(state.run_id, 4), "state", "evaluated")

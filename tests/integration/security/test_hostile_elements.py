@@ -271,7 +271,7 @@ def opened(store: Store, folder: Path, *overrides: str) -> UpdateIntake:
     current = store.control.rounds.get(run, 0)
     assert current is not None
     fence = store.control.rounds.claim(
-        run, 0, store.control.rounds.jobs(run, 0)["aggregator"]["job"]
+        run, 0, store.control.rounds.jobs(run, 0)["aggregator"]["job"], "t"
     )
     store.data.taken.own(run, fence, "t")
     incarnation = Incarnation(run, current.number, fence, "t")
