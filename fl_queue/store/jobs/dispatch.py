@@ -26,7 +26,6 @@ from rq.results import Result
 from fl_queue.common import failpoints, safe_json
 from fl_queue.common.safe_json import dumps
 from fl_queue.protocol import identifiers
-from fl_queue.protocol.events import Healed
 from fl_queue.protocol.records import AwaitedUpdate, Receipt
 from fl_queue.store import Replacement, Store, ask_many, batches, keyspace
 from fl_queue.store.control.events import event_command
@@ -211,14 +210,18 @@ def healed(new: JobTicket, why: str) -> str:
 
 def _replacing(store: Store, old: JobTicket, new: JobTicket, why: str) -> list[list[Any]]:
     """The commands that publish a job in place of another one. Args: ``why``: for an event; empty: none."""
-    event = Healed(round=new.number, what=healed(new, why))
     with store.control.redis.pipeline() as pipe:
         pipe.multi()
         publish(new, pipe, store.control.redis, again=True)
         # Should we be killed before we forget it, or the reply be lost.
         pipe.expire(FLJob.key_for(old.job), RESULT_TTL_S)
         commands = [list(words) for words, _ in pipe.command_stack]
-    return [*commands, event_command(new.run, event)] if why else commands
+    if not why:
+        return commands
+    # Not above: workers of clients load this module, and replace nothing.
+    from fl_queue.protocol.events import Healed
+
+    return [*commands, event_command(new.run, Healed(round=new.number, what=healed(new, why)))]
 
 
 def forget(store: Store, ticket: JobTicket) -> None:
