@@ -183,8 +183,8 @@ class Federation:
                 "attempts": {who: ticket.attempt for who, ticket in jobs.items()},
                 "environments": {who: dict(found.environment) for who, found in receipts.items()},
             }
-            told = "; ".join(f"{name} {value}" for name, value in facts.items() if value)
-            lines.append(f"round {record.round} {record.outcome}: {record.reason}; {told}")
+            shown = "; ".join(f"{name} {value}" for name, value in facts.items() if value)
+            lines.append(f"round {record.round} {record.outcome}: {record.reason}; {shown}")
         return lines
 
     def beside_calm(self, run: str) -> str:

@@ -36,6 +36,6 @@ def ask_all_again(store: Store, run: str, number: int, why: str) -> None:
     left_out = store.control.enrolments.revoked(tickets) | {identifiers.AGGREGATOR}
     asked = {who: ticket for who, ticket in tickets.items() if who not in left_out}
     if asked:
-        # First: whoever sees a new attempt sees the reason.
+        # First: a reader of a new attempt finds the reason.
         store.control.events.add(run, Healed(round=number, what=f"{why}: clients asked again"))
     dispatch.replace_all(store, keyspace.round_jobs(run, number), asked)

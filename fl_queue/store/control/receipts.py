@@ -99,7 +99,7 @@ class Receipts:
             receipts: Client -> receipt.
             fence: The writer's, for an open round; None for a round that has ended, of which nothing is
                 written to an open one.
-            token: Of the writer's claim on an open round; empty: whoever has claimed it.
+            token: Of the writer's claim on an open round; empty: any claim is good.
             group: The pool worker whose updates came as one: one event stands for all received ones.
 
         Returns:

@@ -61,7 +61,7 @@ class Rejections:
             rejected: Sender -> counts of this round; they replace the recorded ones.
             late: Round whose keys are gone -> further updates of it that arrived.
             events: For the run's stream.
-            token: Of the writer's claim; empty: whoever has claimed it.
+            token: Of the writer's claim; empty: any claim is good.
 
         Returns:
             False when another aggregator owns the round, or it is gone.

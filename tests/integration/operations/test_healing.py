@@ -354,7 +354,7 @@ def test_a_bad_element_in_a_clients_name_leaves_it_waited_for_and_its_job_watche
     assert healer.done == []  # What was done the last time, not all a healer ever did.
 
 
-def test_whoever_sees_a_new_attempt_sees_its_reason(
+def test_a_new_attempt_is_never_seen_without_its_reason(
     store: Store, run: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def away(*_: object) -> None:
