@@ -10,6 +10,7 @@ from fl_queue.common.toml_text import value_text
 from fl_queue.config.analysis_rules import check_analysis
 from fl_queue.config.data_section import check_data
 from fl_queue.config.schema import RoundSection
+from fl_queue.config.secure_section import check_secure
 from fl_queue.config.settings import RunSettings
 from fl_queue.config.task_catalog import TASKS
 from fl_queue.config.training_rules import check_training
@@ -36,6 +37,7 @@ def check(settings: RunSettings) -> None:
     _check_strategy(settings)
     _check_beginning(settings)
     check_training(settings.train, settings.plain_strategy())
+    check_secure(settings)
     _check_mode(settings)
     if not settings.is_simulation:
         _check_named_clients(settings)

@@ -62,6 +62,9 @@ class RunConfig(RunSettings):
                 default = as_plain(kind.options()[key].default)
                 if use.local or (use.newer and plain[name][key] == default):
                     del plain[name][key]
+            # A worker of an older release refuses a section that it does not know.
+            if not plain[name] and all(use.newer for use in kind.uses().values()):
+                del plain[name]
         return plain
 
     @property

@@ -17,6 +17,7 @@ from fl_queue.config.analysis_catalog import ANALYSES
 from fl_queue.config.data_section import DataSection
 from fl_queue.config.optimizer_catalog import OPTIMIZERS, no_decay_problem, optimizer_problem
 from fl_queue.config.section import FIXED, LOCAL, NEWER, Rate, Section, Share, Use, option
+from fl_queue.config.secure_section import SecureSection
 from fl_queue.config.task_catalog import TASKS
 from fl_queue.protocol.codecs import topk
 from fl_queue.protocol.manifest import BATCH_NORM
@@ -510,6 +511,7 @@ SECTIONS: dict[str, type[Section]] = {
         UpdateSection,
         ModelSection,
         SecuritySection,
+        SecureSection,
         RedisSection,
     )
 }

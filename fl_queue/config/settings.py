@@ -29,6 +29,7 @@ from fl_queue.config.schema import (
     UpdateSection,
 )
 from fl_queue.config.section import Share
+from fl_queue.config.secure_section import SecureSection
 from fl_queue.config.task_catalog import TASKS, own_code
 from fl_queue.protocol.identifiers import is_name
 from fl_queue.strategies import get_strategy
@@ -52,6 +53,7 @@ class RunSettings:
     update: UpdateSection
     model: ModelSection
     security: SecuritySection
+    secure: SecureSection
     redis: RedisSection
     task: Mapping[str, Any]
     strategy: Mapping[str, Any]
@@ -70,6 +72,11 @@ class RunSettings:
     def is_split(self) -> bool:
         """True if one data set is split over the clients, a share for each."""
         return self.data.partition != "site"
+
+    @property
+    def ring_bits(self) -> int:
+        """Bits of the integers in which parameters are summed; fewer than 64 in secure rounds only."""
+        return self.secure.bits if self.secure.enabled else 64
 
     @property
     def processes(self) -> int:
@@ -182,7 +189,7 @@ class RunSettings:
         """
         if self.is_async:
             return sum_format(self.aggregation, self.strategy, self.known_buffer(), self.round)
-        return sum_format(self.aggregation, self.strategy, self.max_updates())
+        return sum_format(self.aggregation, self.strategy, self.max_updates(), bits=self.ring_bits)
 
 
 def _count(share: Share, whole: int) -> int:

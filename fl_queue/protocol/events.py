@@ -225,6 +225,17 @@ class RoundUnsigned(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class StageBegun(Event):
+    """A secure round is in another stage. ``clients``: in it; ``without``: those of the stage before that are not."""
+
+    kind = "stage_begun"
+    round: Count
+    stage: str
+    clients: Count
+    without: Sequence[str] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
 class EndOfRound(Event):
     """A round has ended. ``version``: the one it made."""
 

@@ -10,6 +10,7 @@ from typing import Any
 from fl_queue.protocol import identifiers
 from fl_queue.protocol.panel import Panel
 from fl_queue.protocol.records import Mode, Outcome, Purpose
+from fl_queue.protocol.secure_state import SecureState
 from fl_queue.protocol.state_fields import Fields
 
 
@@ -110,6 +111,7 @@ class RoundState:
     could not end it, ``failures`` times running. ``makers``: who was asked
     for version 0 -> when, in counted seconds since the round was opened. ``start``: which beginning of the
     run it belongs to, see ``preflight.start_of``. ``signed``: what the operator has signed of it, as JSON.
+    ``secure``: of a secure round; None: updates come in clear.
     """
 
     number: int
@@ -146,6 +148,7 @@ class RoundState:
     makers: Mapping[str, float] = field(default_factory=dict)
     start: str = ""
     signed: str = ""
+    secure: SecureState | None = None
 
     @property
     def is_async(self) -> bool:
@@ -279,4 +282,5 @@ def parse_round_state(number: int, raw: Mapping[str, str]) -> RoundState:
         makers=_makers(fields, cohort),
         start=fields.text("start", ""),
         signed=fields.text("signed", ""),
+        secure=SecureState.from_fields(fields),
     )

@@ -64,6 +64,16 @@ def _updates_refused(event: Event, details: Details) -> str:
     return f"{line}{_reason(event)}"
 
 
+def _stage_begun(event: Event, details: Details) -> str:
+    without = event.get("without") or ()
+    left = (
+        f"; without {', '.join(without[:8])}{', ...' if len(without) > 8 else ''}"
+        if without
+        else ""
+    )
+    return f"round {event.get('round')}: stage {event['stage']}, {event['clients']} clients{left}"
+
+
 def _round_committed(event: Event, details: Details) -> str:
     line = f"round {event.get('round')} committed version {event['version']}"
     return f"{line}{_reason(event)}{details()}"
@@ -139,6 +149,7 @@ _LINES: Mapping[str, Callable[[Event, Details], str]] = {
     "update_received": _update_received,
     "update_rejected": _update_rejected,
     "updates_refused": _updates_refused,
+    "stage_begun": _stage_begun,
     "round_committed": _round_committed,
     "round_abandoned": _round_ended,
     "round_evaluated": _round_ended,

@@ -45,6 +45,10 @@ _OWN = (
 )
 
 
+#: Beginnings of keys that clients read, and others write.
+_OF_OTHERS = ("flq:{", "flq:chunk:", "flq:roster:", "flq:inbox:", keyspace.DELETED)
+
+
 @dataclass(frozen=True)
 class User:
     """
@@ -104,7 +108,7 @@ def user_for_command(command: str, key: str = "") -> Purpose:
     """Which of a client's users sends a command, where there are several. Args: ``key``: its first argument."""
     if command == "PUBLISH" or (command == "RPUSH" and key.startswith("flq:{")):
         return "push"
-    is_read = key.startswith(("flq:{", "flq:chunk:", keyspace.DELETED)) and command.lower() in _READ
+    is_read = key.startswith(_OF_OTHERS) and command.lower() in _READ
     return "read" if is_read else "own"
 
 
@@ -115,7 +119,7 @@ def client_user(client: str, purpose: Purpose = "all") -> str:
 
 def _client(client: str, has_selectors: bool, server: Server) -> list[User]:
     # No pattern here is another client's: an id stands between separators that no id contains.
-    own, read, push = _own(client, server), _read(server, has_selectors), _push(server)
+    own, read, push = _own(client, server), _read(client, server, has_selectors), _push(server)
     connection = ("resetchannels", *_with("+", _CONNECTION))
     if has_selectors:
         channel = push[2:]  # Channels need no selector: they have but one command.
@@ -147,13 +151,14 @@ def _own(client: str, server: Server) -> tuple[str, ...]:
     return (*_with("~", keys), *_with("+", (*_TRANSACTION, *_READ, *_OWN)))
 
 
-def _read(server: Server, has_selectors: bool) -> tuple[str, ...]:
-    """Runs and rounds as far as a client needs them, models, and what is admitted."""
+def _read(client: str, server: Server, has_selectors: bool) -> tuple[str, ...]:
+    """Runs and rounds as far as a client needs them, models, what is admitted, and the client's inboxes."""
     keys: list[str] = []
     if server != "data":
         keys += _keys("control", "read")
     if server != "control":
         keys += _keys("data", "read")
+        keys += _keys("data", "inbox", client)
     return (*_with("%R~" if has_selectors else "~", keys), *_with("+", _READ))
 
 

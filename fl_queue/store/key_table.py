@@ -31,7 +31,8 @@ class Key:
         lifetime: How long it is kept.
         expires: Whether it has a lifetime in Redis.
         in_backup: Whether a backup holds it.
-        clients: How clients use it: ``own`` (each its own keys), ``read``, ``push``; empty: not.
+        clients: How clients use it: ``own`` (each its own keys), ``inbox`` (each reads its own), ``read``, ``push``;
+            empty: not.
         reader: Whether the role ``reader`` may read it.
         removable: Whether a key of a wrong type is removed: clients may write it, or push its content again.
     """
@@ -227,7 +228,9 @@ KEYS: tuple[Key, ...] = (
             "it), scales (quantity -> fractional bits, limit; of float buffers a third: bits of each "
             "digit below, down to the last bit of a float32); mode, and of an asynchronous round "
             "carried (client -> round and version its job began with, of those at work since an "
-            "earlier round) and discount (unit and weights by staleness); signed (JSON: the statement "
+            "earlier round) and discount (unit and weights by staleness); of a secure round stage (keys, updates, "
+            "unmask), secure (bits of the ring, degree and threshold of the graph, min_cohort), parties (client -> "
+            "run key, its signature, signing key), and digests of roster, survivors and confirmations; signed (JSON: the statement "
             "that the operator signed, signature, fingerprint of the key; empty: not signed). Kept "
             "for two rounds, and as long as one of its jobs is at work"
         ),
@@ -261,6 +264,18 @@ KEYS: tuple[Key, ...] = (
         ),
         "aggregator",
         ("two rounds after its end; in an asynchronous run also until none of its jobs is at work"),
+        reader=True,
+    ),
+    Key(
+        "flq:{<run>}:round:<n>:stages",
+        "hash",
+        "control",
+        (
+            "of a secure round: `<client>:keys`, `<client>:confirm` or `<client>:unmask` -> JSON "
+            "`{status, reason}` of that message; never a key, a share or a box"
+        ),
+        "aggregator",
+        "two rounds after its end",
         reader=True,
     ),
     Key(
@@ -536,6 +551,34 @@ KEYS: tuple[Key, ...] = (
         "until its round has ended, at most 24 hours",
         expires=True,
         clients=("own",),
+        removable=True,
+    ),
+    Key(
+        "flq:roster:<run>:<digest>",
+        "string",
+        "data",
+        (
+            "of a secure round, JSON named by its SHA-256: the roster (clients and their mask keys), the "
+            "survivors (whose masked update is in), or the signatures over the survivors"
+        ),
+        "aggregator",
+        "until its round has ended, at most 24 hours after an aggregator last took the round over",
+        expires=True,
+        clients=("read",),
+        removable=True,
+    ),
+    Key(
+        "flq:inbox:<client>:<run>:<digest>",
+        "string",
+        "data",
+        (
+            "of a secure round: the encrypted shares for one client; digest: of the roster, or of the "
+            "survivors, that they go with"
+        ),
+        "aggregator",
+        "until its round has ended, at most 24 hours after an aggregator last took the round over",
+        expires=True,
+        clients=("inbox",),
         removable=True,
     ),
     Key(

@@ -110,6 +110,11 @@ def round_rejected(run: str, number: int) -> str:
     return f"flq:{{{run}}}:round:{number}:rejected"
 
 
+def round_stages(run: str, number: int | str) -> str:
+    """What came in each stage of a secure round."""
+    return f"flq:{{{run}}}:round:{number}:stages"
+
+
 def round_jobs(run: str, number: int | str) -> str:
     """Newest job of each client in a round."""
     return f"flq:{{{run}}}:round:{number}:jobs"
@@ -189,6 +194,16 @@ def partial_blob(run: str, digest: str) -> str:
     return f"flq:partial:{run}:{digest}"
 
 
+def secure_record(run: str, digest: str) -> str:
+    """Roster, survivors or confirmations of a secure round."""
+    return f"flq:roster:{run}:{digest}"
+
+
+def inbox(client: str, run: str, digest: str) -> str:
+    """Boxes for one client. Args: ``digest``: of the roster, or of the survivors, that they go with."""
+    return f"flq:inbox:{client}:{run}:{digest}"
+
+
 def chunk(blob: str, index: int | str) -> str:
     """One chunk of a blob."""
     return f"{blob}:{index}"
@@ -196,5 +211,7 @@ def chunk(blob: str, index: int | str) -> str:
 
 def run_of(key: str) -> str | None:
     """Run id in the name of a run's key, or of a key of an RQ job; None for other keys."""
-    found = re.match(r"flq:\{([^}]*)\}|rq:\w+::?[^_]*_([^_]*)_|flq:(?:chunk|partial):([^:]*):", key)
+    found = re.match(
+        r"flq:\{([^}]*)\}|rq:\w+::?[^_]*_([^_]*)_|flq:(?:chunk|partial|roster):([^:]*):", key
+    )
     return next((part for part in found.groups() if part), None) if found else None

@@ -23,6 +23,7 @@ from fl_queue.store.control.rejections import Rejections
 from fl_queue.store.control.rounds import PUSH_AGAIN_S, Rounds
 from fl_queue.store.control.runs import Runs
 from fl_queue.store.control.server import ControlServer
+from fl_queue.store.control.stages import Stages
 from fl_queue.store.control.versions import Evaluations, Versions
 from fl_queue.store.control.workers import Workers
 from fl_queue.store.enrolment_pins import Pins
@@ -51,6 +52,7 @@ class Control:
         self.history = History(server)
         self.receipts = Receipts(server, self.runs)
         self.rejections = Rejections(server)
+        self.stages = Stages(server)
         self.rounds = Rounds(server, self.receipts)
         self.leases = Leases(server)
         self.workers = Workers(server)

@@ -189,6 +189,7 @@ class Rounds:
         others = (
             keyspace.round_updates(run, number),
             keyspace.round_rejected(run, number),
+            keyspace.round_stages(run, number),
             keyspace.round_jobs(run, number),
         )
 

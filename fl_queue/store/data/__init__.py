@@ -14,6 +14,7 @@ from fl_queue.store.connection import Servers, identity_keys, script
 from fl_queue.store.data.chunks import Chunks
 from fl_queue.store.data.partial_sum import PartialSum
 from fl_queue.store.data.results import Doorbell, Results
+from fl_queue.store.data.secure_records import SecureRecords
 from fl_queue.store.data.taken import TakenLists
 
 __all__ = ["Data", "Doorbell"]
@@ -33,6 +34,7 @@ class Data:
         self.chunks = Chunks(servers.data)
         self.partial_sum = PartialSum(servers.data)
         self.results = Results(servers)
+        self.secure_records = SecureRecords(servers.data)
         self.taken = TakenLists(servers)
         self._identity = script(servers.data, "identity")
 

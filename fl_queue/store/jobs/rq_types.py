@@ -39,6 +39,7 @@ TRAIN = "workers.client.train"
 CLIENT_EVALUATE = "workers.client.evaluate"
 CLIENT_INITIALISE = "workers.client.initialise"
 CLIENT_SUMS = "workers.client.sums"
+CLIENT_UNMASK = "workers.client.unmask"
 CLIENT_TELL = "workers.client.tell_facts"
 POOL_TRAIN = "workers.pool.train"
 POOL_EVALUATE = "workers.pool.evaluate"
@@ -46,7 +47,9 @@ POOL_INITIALISE = "workers.pool.initialise"
 AGGREGATE = "workers.aggregator.aggregate"
 EVALUATE = "workers.evaluator.evaluate"
 INITIALISE = "workers.evaluator.initialise"
-_OF_CLIENTS = frozenset({TRAIN, CLIENT_EVALUATE, CLIENT_INITIALISE, CLIENT_SUMS, CLIENT_TELL})
+_OF_CLIENTS = frozenset(
+    {TRAIN, CLIENT_EVALUATE, CLIENT_INITIALISE, CLIENT_SUMS, CLIENT_UNMASK, CLIENT_TELL}
+)
 _OF_QUEUES = {
     keyspace.AGGREGATE_QUEUE: frozenset({AGGREGATE}),
     keyspace.EVALUATE_QUEUE: frozenset({EVALUATE, INITIALISE}),
