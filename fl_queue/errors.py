@@ -257,6 +257,18 @@ class JobRefused(ProtocolError):
     """A job hash that is not a call of one of the functions its worker runs."""
 
 
+class UnmaskingFailed(_WithReason, RunError):
+    """
+    A secure round whose sum cannot be used: it is abandoned with the sentence.
+
+    Args:
+        reason: Of names and numbers of all clients together only, so all of it is public.
+    """
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason, public=True)
+
+
 class RoundRefused(ProtocolError):
     """
     A round that a site does not take part in, as it is not what the operator signed.

@@ -61,16 +61,18 @@ class OutboxCleanup(BackgroundTask):
         """Clean up, every few seconds."""
         if time.monotonic() - self.swept_at < SWEEP_S or not any(self.site.outbox.glob("*")):
             return
-        from fl_queue.client import outbox, unknown_runs
+        from fl_queue.client import outbox, sweeping, unknown_runs
 
         self.swept_at = time.monotonic()
         # A short-lived connection: supervisors are idle for hours between two uses.
         # With the credentials as they are now: an operator may have enrolled the site again.
         with replace(self.site).store() as store:
             # A pool worker serves all virtual clients.
-            whose = self.site.client or f"{identifiers.VIRTUAL}*"
+            if self.site.client:
+                sweeping.sweep(store, self.site, self.site.client)
+                return
             may_go = unknown_runs.may_go(store.control, self.site.state_dir)
-            outbox.sweep(self.site.outbox, whose, may_go)
+            outbox.sweep(self.site.outbox, f"{identifiers.VIRTUAL}*", may_go)
 
 
 def chores_of(role: str, site: WorkerSettings) -> BackgroundTask:

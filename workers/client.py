@@ -31,6 +31,16 @@ def initialise(run: str, number: int) -> str:
     return _respond(run, number, Purpose.initialise)
 
 
+def unmask(run: str, number: int) -> str:
+    """RQ job: reveal the shares that take the masks off a secure round's sum, once the site has checked whose."""
+    client = WorkerSettings.from_environ().client
+    try:
+        with interruption.interruptible():
+            return round_job.unmask(run, number, client)
+    except interruption.RoundGivenUp as exc:
+        return str(exc)
+
+
 def sums(run: str, number: int) -> str:
     """RQ job: add up this site's rows for a step of an analysis, or push the sums that an earlier attempt made."""
     return _respond(run, number, Purpose.sums)

@@ -322,7 +322,8 @@ class FLWorker(HorseWorker):
         if job.func_name not in rq_types.OF_A_ROUND:
             return False
         run, number = job.call()
-        return queries.has_ended(self._control, run, number, job.id.partition("_")[0])
+        trains = job.func_name == rq_types.TRAIN
+        return queries.has_ended(self._control, run, number, job.id.partition("_")[0], trains)
 
     def _record_refused(self, job: str, reason: str) -> None:
         """Record that an entry of this queue was refused: in the log, and in the events."""

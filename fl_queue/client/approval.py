@@ -96,7 +96,7 @@ def pending_as_json(site: WorkerSettings) -> str:
     """The updates that wait at a site, as its worker reports them: JSON by run; empty when there are none."""
     found: dict[str, AwaitedUpdate] = {}
     for file in site.outbox.glob(f"{site.client}_*{outbox.WAITING}"):
-        path, raw, name = file.with_suffix(outbox.SUFFIX), _read(file), outbox.named(file)
+        path, raw, name = outbox.answer_beside(file), _read(file), outbox.named(file)
         if name is None:
             continue
         # An answer that is gone has to be made again, and without the option it may leave.
@@ -122,7 +122,7 @@ def waiting(state_dir: Path) -> list[PendingUpdate]:
 
 def _waiting(folder: Path) -> Iterator[PendingUpdate]:
     for file in sorted(folder.glob(f"*{outbox.WAITING}")):
-        path = file.with_suffix(outbox.SUFFIX)
+        path = outbox.answer_beside(file)
         kept = outbox.read(path) if outbox.named(path) else None
         if kept is None or _read(path.with_suffix(outbox.DECISION)).get("token") == kept[0].token:
             continue

@@ -171,6 +171,7 @@ def _of_round(
         model=model_file(job.site, job.run, base) if base else None,
         state=_kept(job.site, stored) if stored else KeptState(),
         initial=None if base else _initial(job),
+        is_masked=call == Call.train and job.round.secure is not None,
     )
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from fl_queue.client.site import WorkerSettings
 from fl_queue.common.files import Mapped
@@ -76,6 +76,8 @@ class ClientJob:
         is_watched: Whether progress is shown; a virtual client's is not.
         manifest: The run's, where it has been read and checked already.
         in_use: Files that its training process opens by name: until the job ends, the cache keeps them.
+        recorded: The recorded config of the round, as JSON has it.
+        unmasks: Whether it is the job of a secure round that follows the training.
     """
 
     store: Store
@@ -88,6 +90,8 @@ class ClientJob:
     is_watched: bool = True
     manifest: Manifest | None = None
     in_use: list[Mapped] = field(default_factory=list, compare=False)
+    recorded: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    unmasks: bool = False
 
     @property
     def run(self) -> str:
@@ -102,7 +106,7 @@ class ClientJob:
     def ended(self) -> bool:
         """Whether no response is wanted any more: the round has ended, or a failover lost its opening."""
         control, number = self.store.control, self.round.number
-        if queries.has_ended(control, self.run, number, self.who):
+        if queries.has_ended(control, self.run, number, self.who, trains=not self.unmasks):
             return True
         # Opened once more, from another version.
         return control.rounds.base_digest(self.run, number) not in (None, self.round.base_digest)
@@ -193,7 +197,7 @@ def fetch_base(job: ClientJob) -> RoundModel:
         server, bodies = _fetch_state(job, manifest)
         return RoundModel(manifest, job.round.fetched, encoding, server, [body, *bodies])
 
-    found = _waited_for(job, fetch)
+    found = waited_for(job, fetch)
     for body in found.bodies:
         # Its digest was computed; what is read from now on, another process reads.
         body.unload()
@@ -213,11 +217,11 @@ def fetch_base_part(job: ClientJob) -> Path:
     base = manifest_of(job).base
     if base is None:
         raise ModelMismatch(f"run {job.run} has no base part", public=True)
-    _waited_for(job, lambda: job.cache.fetch_base(base))
+    waited_for(job, lambda: job.cache.fetch_base(base))
     return base_path(job.site.cache, base)
 
 
-def _waited_for(job: ClientJob, fetch: Callable[[], Fetched]) -> Fetched:
+def waited_for(job: ClientJob, fetch: Callable[[], Fetched]) -> Fetched:
     """What is fetched, once the data server is there and has it. Raises RoundEnded."""
     waiting = DataWaits(job)
     while True:

@@ -122,6 +122,27 @@ class ClientStateFolder:
                 public="a client's state cannot be written",
             ) from exc
 
+    def also_of(self, update: AcceptedUpdate, other: AcceptedUpdate) -> None:
+        """
+        Find the state of an update under another digest, too: that of the masked one, which is accepted.
+
+        Raises:
+            LocalStorageError: It cannot be written.
+        """
+        place = below(self.path, _name(other))
+        for file in below(self.path, _name(update)).glob(_STATES):
+            try:
+                files.folder(place)
+                with suppress(FileExistsError):
+                    os.link(file, place / file.name)
+                files.sync(place)
+            except OSError as exc:
+                raise LocalStorageError(
+                    str(place),
+                    f"a client's state cannot be written: {exc.strerror or exc}",
+                    public="a client's state cannot be written",
+                ) from exc
+
     def load(
         self,
         before: int,

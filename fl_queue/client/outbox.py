@@ -33,6 +33,10 @@ from fl_queue.store.admission import permission
 log = logging.getLogger(__name__)
 
 SUFFIX = ".update"
+#: Of a secure round: the update in clear, which is masked before it leaves, and what is sent besides.
+TRAINED, KEYS, CONFIRM, UNMASK = ".trained", ".keys", ".confirm", ".unmask"
+#: All files of one client and round, in the order in which they are removed.
+_ALL = (TRAINED, KEYS, CONFIRM, UNMASK)
 #: Suffixes of the files beside an update that waits for the site's approval; see ``approval``.
 WAITING, DECISION = ".waiting", ".decision"
 FIRST_WAIT_S = 0.2
@@ -47,9 +51,15 @@ _SLOW_AFTER_S = 20.0
 _EXTEND_EVERY = 8
 
 
-def path_of(folder: Path, run: str, number: int, client: str) -> Path:
-    """File of one client's update of one round."""
-    return below(folder, f"{client}_{run}_{number}{SUFFIX}")
+def path_of(folder: Path, run: str, number: int, client: str, suffix: str = SUFFIX) -> Path:
+    """File of one client's update of one round. Args: ``suffix``: of another of its files."""
+    return below(folder, f"{client}_{run}_{number}{suffix}")
+
+
+def answer_beside(path: Path) -> Path:
+    """The file that a decision is about: the update in clear, where it is masked before it leaves."""
+    trained = path.with_suffix(TRAINED)
+    return trained if trained.exists() else path.with_suffix(SUFFIX)
 
 
 class OutboxName(NamedTuple):
@@ -84,21 +94,29 @@ def _warn_foreign(path: Path) -> None:
     )
 
 
-def write(folder: Path, header: Header, pieces: Iterable[Bytes | Any] = ()) -> Path:
+def write(
+    folder: Path,
+    header: Header,
+    pieces: Iterable[Bytes | Any] = (),
+    suffix: str = SUFFIX,
+    durable: bool = False,
+) -> Path:
     """
     Keep an update, atomically. Its body is never in memory whole.
 
     Args:
         header: Its body's digest is filled in here.
         pieces: The body's ``body_bytes`` bytes, or arrays of them, in order.
+        suffix: Of the file.
+        durable: Whether it is on the disk (fsync) when the call returns.
 
     Raises:
         MessageError: The header cannot be packed, or the pieces are more or fewer bytes.
         DataError: It cannot be written (disk full, permissions).
     """
-    path = path_of(folder, header.run, header.round, header.client)
+    path = path_of(folder, header.run, header.round, header.client, suffix)
     try:
-        with files.write_atomically(path) as file:
+        with files.write_atomically(path, durable=durable) as file:
             file.write(message.pack_head(header))
             digest, written = blake3(), 0
             for piece in pieces:
@@ -338,12 +356,17 @@ def sweep(folder: Path, client: str, has_ended: Callable[[str, int, str], bool])
         How many are left.
     """
     left = 0
-    for path in sorted(folder.glob(f"{client}_*{SUFFIX}")):
+    there = {
+        path.with_suffix(SUFFIX)
+        for suffix in (*_ALL, SUFFIX)
+        for path in folder.glob(f"{client}_*{suffix}")
+    }
+    for path in sorted(there):
         found = named(path)
         if found is None:
             continue
         if has_ended(found.run, found.number, found.client):
-            for suffix in (WAITING, DECISION, SUFFIX):
+            for suffix in (WAITING, DECISION, *_ALL, SUFFIX):
                 path.with_suffix(suffix).unlink(missing_ok=True)
         else:
             left += 1

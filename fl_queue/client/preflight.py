@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
-from fl_queue.client import trust
+from fl_queue.client import secure_rounds, trust
 from fl_queue.client.asking import Ask, facts_request
 from fl_queue.client.progress import refused
 from fl_queue.client.site import WorkerSettings
@@ -36,6 +37,7 @@ def report_facts(run: str, segment: int, ask: Ask) -> str:
     state = store.control.runs.get(run)
     if state is None or not state.active or state.segment != segment:
         return "the run does not need the facts any more"
+    config: RunConfig | None = None
     try:
         config = trust.segment_config(site, state, store.control.runs.config_segments(run), segment)
     except RoundRefused as exc:
@@ -43,7 +45,15 @@ def report_facts(run: str, segment: int, ask: Ask) -> str:
         found = {site_facts.PROBLEM: site_facts.line(str(exc)), site_facts.CANNOT: "yes"}
     else:
         found = read_facts(site, state, config, ask)
-    answer = {"job": os.environ.get("RQ_JOB_ID", ""), "facts": found}
+    answer: dict[str, Any] = {"job": os.environ.get("RQ_JOB_ID", ""), "facts": found}
+    if config is not None and config.secure.enabled:
+        try:
+            answer["run_key"] = secure_rounds.run_key(site, state.run_id)
+        except RoundRefused as exc:
+            refused(store, site, exc)
+            answer["facts"] = {
+                site_facts.PROBLEM: site_facts.line(str(exc)), site_facts.CANNOT: "yes",
+            }  # fmt: skip
     store.control.clients.set_site_facts(site.client, run, dumps(answer))
     return "reported"
 
@@ -57,6 +67,8 @@ def read_facts(
     Raises:
         TrainingLost: What reads them was lost.
     """
+    if config.run.preflight == "off":
+        return {}  # Asked for its run key alone.
     answer = ask(facts_request(site, state, config), lambda progress: None)
     if answer.outcome == "done":
         # Numbers of its files are numbers of its data.

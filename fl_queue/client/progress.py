@@ -64,8 +64,10 @@ class ProgressEvents:
         self._written_at = now
         job = self.job
         event = EpochFinished(run=job.run, round=job.round.number, epoch=epoch, epochs=epochs)
-        # With --approve nothing that depends on the data leaves before the site's decision.
-        add_event(job, event if job.site.approve else _with_metrics(event, progress))
+        # With --approve nothing that depends on the data leaves before the site's decision; in a secure round
+        # nothing of it leaves in clear.
+        is_bare = job.site.approve or job.round.secure is not None
+        add_event(job, event if is_bare else _with_metrics(event, progress))
 
 
 def _with_metrics(event: EpochFinished, progress: Progress) -> EpochFinished:

@@ -326,7 +326,9 @@ class Resident:
             job.header("update"), result, encoding, environment, context
         )
         residual = plan.kept.get(RESIDUAL, {})
-        return self._keep(header, update_message.iter_body(result, encoding, context, residual))
+        suffix = outbox.TRAINED if job.request.is_masked else outbox.SUFFIX
+        body = update_message.iter_body(result, encoding, context, residual)
+        return self._keep(header, body, suffix)
 
     def _evaluate(self, job: _Job) -> Answer:
         failpoints.failpoint("client.started")
@@ -423,11 +425,11 @@ class Resident:
             kept = {name: found[name] for name in state.states}
         return ClientStrategy(strategy, base.server, kept, state.is_lost, job.request.exponent)
 
-    def _keep(self, header: Header, pieces: Any = ()) -> Answer:
+    def _keep(self, header: Header, pieces: Any = (), suffix: str = outbox.SUFFIX) -> Answer:
         """Write a response into the outbox, and answer."""
         failpoints.failpoint("client.trained")
         try:
-            outbox.write(self._site.outbox, header, pieces)
+            outbox.write(self._site.outbox, header, pieces, suffix)
         except DataError as exc:  # A full disk; it is tried again when there is room.
             raise TrainingLost(str(exc), public=exc.public) from exc
         failpoints.failpoint("outbox.written")

@@ -14,7 +14,15 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from fl_queue.client import approval, client_state, outbox, pausing, trust, unknown_runs
+from fl_queue.client import (
+    approval,
+    client_state,
+    outbox,
+    pausing,
+    secure_rounds,
+    trust,
+    unknown_runs,
+)
 from fl_queue.client.asking import REQUESTS, Ask, answer_of
 from fl_queue.client.assignment import ClientJob, DataWaits, fetch_base_part
 from fl_queue.client.progress import ProgressEvents, refused, write_best_effort
@@ -23,6 +31,7 @@ from fl_queue.common import failpoints
 from fl_queue.config.run_config import RunConfig
 from fl_queue.errors import (
     LASTING,
+    FLQueueError,
     LocalStorageError,
     NoRoom,
     RoundEnded,
@@ -35,6 +44,7 @@ from fl_queue.protocol import virtual_clients
 from fl_queue.protocol.header import MAX_TEXT, Header
 from fl_queue.protocol.records import CANNOT, Purpose
 from fl_queue.protocol.trainer_messages import Answer, Request
+from fl_queue.secure.vault import Vault
 from fl_queue.store import AWAITED, REDIS_ERRORS, RoundState, RunState, Store, queries
 from fl_queue.store.jobs.rq_types import TimedOut
 from fl_queue.tasks.error_disclosure import failure_of, shown
@@ -77,6 +87,8 @@ def respond(run: str, number: int, who: str, purpose: Purpose, ask: Ask) -> str:
         return "superseded by a newer attempt"
     job, declines = _accepted_job(store, site, who, state, current, purpose)
     make = declines or asking(ask, purpose)
+    if current.secure is not None and purpose == Purpose.train:
+        return _respond_secure(job, make, is_declined=declines is not None)
     try:
         found = find_or_make(job, make)
     except RoundEnded as exc:
@@ -88,8 +100,106 @@ def respond(run: str, number: int, who: str, purpose: Purpose, ask: Ask) -> str:
     failpoints.failpoint("update.pushed")
     if pushed and site.approve:
         _register_examples(job, allowed[0])
-    outbox.sweep(site.outbox, who, unknown_runs.may_go(store.control, site.state_dir))
+    sweep(store, site, who)
     return "pushed" if pushed else "the round ended before it could be pushed"
+
+
+# Secure rounds
+
+
+def _respond_secure(job: ClientJob, make: Make, is_declined: bool) -> str:
+    """Respond to a secure round: keys first, then the masked update, each made once."""
+    try:
+        found = secure_rounds.kept(job, outbox.SUFFIX)
+        trained = secure_rounds.kept(job, outbox.TRAINED)
+        if found is None and trained is None and is_declined:
+            make(job)
+        elif found is None or found[0].kind == "update":
+            waits = _send_masked(job, make, found is None)
+            if waits:
+                return waits
+        found = secure_rounds.kept(job, outbox.SUFFIX)
+        if found is None:
+            raise RoundEnded(f"round {job.round.number} goes on without", public=True)
+        pushed = push(job, *found)
+    except RoundEnded as exc:
+        return str(exc)
+    failpoints.failpoint("update.pushed")
+    sweep(job.store, job.site, job.who)
+    return "pushed" if pushed else "the round ended before it could be pushed"
+
+
+def _send_masked(job: ClientJob, make: Make, is_new: bool) -> str:
+    """Send keys, and have the masked update, or a failure, in the outbox; returns why the job ends without it."""
+    try:
+        part = secure_rounds.SecureRound(job, push)
+        part.send_keys()
+        if not is_new:
+            return ""
+        trained = secure_rounds.kept(job, outbox.TRAINED)
+        if trained is None:
+            make(part.job)
+            trained = secure_rounds.kept(job, outbox.TRAINED)
+        if trained is None:
+            return ""  # The training has failed: that is in the outbox.
+        allowed = _approved(job, *trained) if job.site.approve else trained
+        if allowed is None:
+            return "waits for a decision at its site"
+        if allowed[0].kind == "update":
+            part.mask(allowed)
+    except secure_rounds.REFUSALS as exc:
+        _refuse(job, exc, outbox.SUFFIX if is_new else "")
+    return ""
+
+
+def unmask(run: str, number: int, who: str) -> str:
+    """
+    Answer a secure round that is being unmasked.
+
+    Returns:
+        The outcome, for the log.
+
+    Raises:
+        StoreUnavailable: The control server cannot be used; the job is begun again when it can.
+    """
+    site = WorkerSettings.from_environ()
+    store = site.connected()
+    current, state = store.control.rounds.get(run, number), store.control.runs.get(run)
+    if state is None or current is None or current.secure is None or not current.open:
+        return "the round has ended"
+    newest = store.control.rounds.job(run, number, who)
+    if newest.get("job") != os.environ.get("RQ_JOB_ID"):
+        return "superseded by a newer attempt"
+    try:
+        # Neither a pause nor quiet hours: it takes nothing of the site's data.
+        job = replace(_trusted_job(store, site, who, state, current, Purpose.train), unmasks=True)
+    except RoundRefused as exc:
+        refused(store, site, exc)
+        return str(exc)
+    try:
+        secure_rounds.SecureRound(job, push).unmask(is_again=newest.get("attempt", 1) > 1)
+    except RoundEnded as exc:
+        return str(exc)
+    except secure_rounds.REFUSALS as exc:
+        _refuse(job, exc, outbox.UNMASK)
+        found = secure_rounds.kept(job, outbox.UNMASK)
+        return "refused" if found is not None and push(job, *found) else "the round has ended"
+    return "pushed"
+
+
+def _refuse(job: ClientJob, why: FLQueueError, suffix: str) -> None:
+    """
+    Record why this site takes no part in a round any more, and put that into the outbox.
+
+    Args:
+        suffix: Of the file; empty: what was sent stays as it is.
+    """
+    reason = str(why)
+    refused(job.store, job.site, RoundRefused(reason))
+    if suffix and secure_rounds.kept(job, suffix) is None:
+        lasts = isinstance(why, RoundRefused) and why.lasts
+        failure = _failure(job, reason, RoundRefused.__name__ if lasts else "")
+        outbox.write(job.site.outbox, failure, suffix=suffix)
 
 
 # Trust and pauses: a site may decline a job
@@ -139,7 +249,8 @@ def _trusted_job(
         manifest = store.control.versions.manifest(state.run_id)
     asked = trust.Question(who, purpose, state, current, segments, manifest)
     config = trust.round_config(site, asked)
-    return ClientJob(store, site, who, state, current, config, manifest=manifest)
+    recorded = segments[current.segment]["config"]
+    return ClientJob(store, site, who, state, current, config, manifest=manifest, recorded=recorded)
 
 
 def _declining(why: str, cannot: str = "") -> Make:
@@ -201,7 +312,8 @@ def push(job: ClientJob, header: Header, body: memoryview) -> bool:
     options = outbox.SendOptions(
         redis.inline_bytes,
         redis.chunk_bytes,
-        redis.unmerged_bytes,
+        # The sum of a secure round is not put in the place of its updates before it ends: all of them lie there.
+        0 if current.secure is not None else redis.unmerged_bytes,
         job.site.seal,
         rivals,
     )
@@ -213,10 +325,27 @@ def push(job: ClientJob, header: Header, body: memoryview) -> bool:
 def tidy(store: Store, site: WorkerSettings, who: str) -> None:
     """Remove the files of ended rounds and runs from this host."""
     outbox.remove_unfinished(site.outbox, who)
-    outbox.sweep(site.outbox, who, unknown_runs.may_go(store.control, site.state_dir))
+    sweep(store, site, who)
     host_cache.sweep(site.cache, partial(queries.is_over, store.control))
     for kept in (site.client_states, site.fits):
         client_state.sweep(kept, store.control.runs.is_needed)
+
+
+def sweep(store: Store, site: WorkerSettings, who: str) -> int:
+    """Remove a client's answers of ended rounds, and before them its secrets; returns how many answers are left."""
+    may_go = unknown_runs.may_go(store.control, site.state_dir)
+    Vault(site.state_dir, who).sweep(
+        lambda run, number: may_go(run, number, who), partial(_is_over, store, site)
+    )
+    return outbox.sweep(site.outbox, who, may_go)
+
+
+def _is_over(store: Store, site: WorkerSettings, run: str) -> bool:
+    """Whether a run asks for nothing any more: it is not training, or is gone for good."""
+    state = store.control.runs.get(run)
+    if state is not None:
+        return not state.active
+    return unknown_runs.UnknownRuns(store.control, site.state_dir).is_gone(run)
 
 
 def find_or_make(job: ClientJob, make: Make) -> tuple[Header, memoryview]:
@@ -323,14 +452,18 @@ def _act_on(job: ClientJob, request: Request | None, answer: Answer) -> None:
     if answer.outcome == "lost":
         raise TrainingLost(shown(failure), public=True)
     if answer.outcome == "failed":
-        _fail(job, shown(failure), failure.kind if failure.lasts else "")
+        # Of a secure round nothing but the class of an error leaves the site.
+        reason = shown(failure) if job.round.secure is None else failure.kind
+        _fail(job, reason, failure.kind if failure.lasts else "")
     elif request is None or not _is_written(job, request):
         raise TrainingLost("its process has not written what it was asked for", public=True)
 
 
 def _is_written(job: ClientJob, request: Request) -> bool:
     """Whether the response to a request is in the outbox."""
-    found = outbox.read(outbox.path_of(job.site.outbox, job.run, job.round.number, job.who))
+    suffix = outbox.TRAINED if request.is_masked else outbox.SUFFIX
+    path = outbox.path_of(job.site.outbox, job.run, job.round.number, job.who, suffix)
+    found = outbox.read(path)
     if found is None:
         return False
     header = found[0]

@@ -25,6 +25,7 @@ from fl_queue.protocol.manifest import Manifest
 from fl_queue.protocol.records import Purpose, digest_of
 from fl_queue.protocol.statements import is_segment_signed
 from fl_queue.secure.policy import against_plain_round
+from fl_queue.secure.vault import Vault
 from fl_queue.store import RoundState, RunState
 
 log = logging.getLogger(__name__)
@@ -69,6 +70,7 @@ def round_config(site: WorkerSettings, asked: Question) -> RunConfig:
     statement = _checked(site, asked, segment)
     _check_pin(site, segment)
     _check_secure(site, asked)
+    _check_not_in_clear(site, asked)
     if statement is not None:
         _remember(site, asked)
     return RunConfig.from_dict(segment["config"])
@@ -148,8 +150,17 @@ def _check_pin(site: WorkerSettings, segment: Mapping[str, Any]) -> None:
 
 def _check_secure(site: WorkerSettings, asked: Question) -> None:
     """Refuse a round whose response would leave this site in clear, if the site has secure rounds only."""
-    if site.require_secure and (why := against_plain_round(asked.round.number, asked.purpose)):
+    if not site.require_secure or asked.round.secure is not None:
+        return
+    if why := against_plain_round(asked.round.number, asked.purpose):
         raise RoundRefused(why, lasts=True)
+
+
+def _check_not_in_clear(site: WorkerSettings, asked: Question) -> None:
+    """Refuse to answer in clear a round for which this site has made keys, whatever Redis has of it by now."""
+    run, number = asked.state.run_id, asked.round.number
+    if asked.round.secure is None and Vault(site.state_dir, asked.who).has_round(run, number):
+        raise RoundRefused(f"round {number} was a secure one when this site made its keys")
 
 
 # What a site remembers

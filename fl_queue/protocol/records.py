@@ -343,6 +343,8 @@ class RoundRecord:
             and in the next one.
         state_lost: Clients whose update is accepted and that had lost what they keep for the strategy,
             sorted: its state is zero again from this round on, at the server and at all clients.
+        secure: Of a secure round: bits of the ring, digests of roster and survivors, clients of the roster whose
+            updates are not in the sum (``dropped``), and total weight; empty: updates came in clear.
     """
 
     round: int
@@ -386,6 +388,7 @@ class RoundRecord:
     ineligible: dict[str, str] = field(default_factory=dict)
     keys: dict[str, str] = field(default_factory=dict)
     state_lost: list[str] = field(default_factory=list)
+    secure: dict[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> str:
         """JSON with sorted keys."""

@@ -41,6 +41,8 @@ class RoundParty:
 @dataclass(frozen=True, kw_only=True)
 class SecureState:
     """
+    What the hash of a secure round has besides.
+
     Args:
         stage: Of the round.
         bits: Of the ring.

@@ -186,12 +186,14 @@ class Glance:
         is_training: Whether the run is.
         newest: Its newest round.
         is_async, is_open: Of the round; one whose keys are gone is taken for an open synchronous one.
+        is_unmasking: Whether it is a secure round that takes no updates any more.
     """
 
     is_training: bool
     newest: int
     is_async: bool
     is_open: bool
+    is_unmasking: bool = False
 
 
 def _makers(fields: Fields, cohort: tuple[str, ...]) -> dict[str, float]:

@@ -148,6 +148,7 @@ class Request(_Message):
         model: The version; None where there is none yet.
         state: What the client has kept.
         initial: Where version 0 begins; None: the task's model is fresh.
+        is_masked: Whether the update is masked before it leaves: it is kept under another name.
     """
 
     call: Call
@@ -166,6 +167,7 @@ class Request(_Message):
     model: ModelFile | None = None
     state: KeptState = field(default_factory=KeptState)
     initial: InitialFile | None = None
+    is_masked: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -135,6 +135,8 @@ def masked_header(header: Header, layout: RingLayout, neighbours: int) -> Header
         bare(header, "update"),
         tensors=entries,
         codec=f"masked:{layout.bits}",
+        # Whether the client has lost what it keeps for the strategy.
+        scalars=header.scalars,
         body_bytes=entries[-1].offset + entries[-1].nbytes,
     )
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Self
 
-from fl_queue.common import files, safe_json
+from fl_queue.common import failpoints, files, safe_json
 from fl_queue.common.paths import below
 from fl_queue.common.schema import Range
 from fl_queue.errors import ConfigError, LocalStorageError, MessageError, RoundRefused
@@ -205,12 +205,14 @@ class Vault:
             # Without a run key no old box can be opened, and there is nothing to note it in.
             if found is not None and number > found.closed:
                 replace(found, closed=number).write(self._run_file(run))
+            failpoints.failpoint("closed.noted")
             self._remove(path for each, path in self._rounds(run) if each <= number)
 
     def end(self, run: str) -> None:
         """Forget a run that is over: its key first of all, so that no box can be opened any more."""
         with self._changed():
             self._remove([self._run_file(run)])
+            failpoints.failpoint("runkey.deleted")
             self._remove(path for _, path in self._rounds(run))
 
     def sweep(self, has_ended: Callable[[str, int], bool], is_over: Callable[[str], bool]) -> None:
@@ -274,6 +276,7 @@ class Vault:
                     raise _no_keys(number)
                 found = _new_secrets(context, threshold)
                 found.write(self._round_file(run, number))
+                failpoints.failpoint("round.noted")
             if found.context != context.hex():
                 raise RoundRefused(f"round {number} was changed after this site had made its keys")
             return found
@@ -291,7 +294,9 @@ class Vault:
                 raise RoundRefused(
                     f"round {number} has another roster than the one that this site has noted"
                 )
-            return self._note(run, number, found, replace(found, roster=digest))
+            noted = self._note(run, number, found, replace(found, roster=digest))
+            failpoints.failpoint("roster.noted")
+            return noted
 
     def note_share(self, run: str, number: int, commitment: bytes, share: bytes) -> RoundSecrets:
         """
@@ -309,7 +314,9 @@ class Vault:
             if not found.roster:
                 raise RoundRefused(f"round {number} has no roster that this site has noted")
             shares = {**found.shares, commitment.hex(): share.hex()}
-            return self._note(run, number, found, replace(found, shares=shares))
+            noted = self._note(run, number, found, replace(found, shares=shares))
+            failpoints.failpoint("share.noted")
+            return noted
 
     def note_reveal(self, run: str, number: int, survivors: str) -> RoundSecrets:
         """
@@ -329,7 +336,9 @@ class Vault:
                 raise RoundRefused(
                     f"this site has answered for another list of survivors of round {number}"
                 )
-            return self._note(run, number, found, replace(found, revealed=survivors))
+            noted = self._note(run, number, found, replace(found, revealed=survivors))
+            failpoints.failpoint("reveal.noted")
+            return noted
 
     # Files
 

@@ -6,16 +6,21 @@ from fl_queue.protocol.job_origins import begun
 from fl_queue.store import Control, Glance, RoundState, RunState, Store
 
 
-def has_ended(control: Control, run: str, number: int, who: str) -> bool:
+def has_ended(control: Control, run: str, number: int, who: str, trains: bool = False) -> bool:
     """
     Whether a job of a round is not wanted any more.
 
     Its round has ended, or its run is gone or not training any more; in an asynchronous run, the
     newest round has not taken the job over. Or its round has never been: a failover lost its opening,
     and while its client waited for that round's model it could not answer the one that is open.
+
+    Args:
+        trains: Whether it is one that trains: a secure round takes no update any more once it is being unmasked.
     """
     seen = control.rounds.glance(run, number)
-    return seen is None or seen.newest < number or _is_past(control, run, seen, number, who)
+    if seen is None or seen.newest < number or (trains and seen.is_unmasking):
+        return True
+    return _is_past(control, run, seen, number, who)
 
 
 def ended(control: Control, run: str, number: int, who: str) -> bool | None:

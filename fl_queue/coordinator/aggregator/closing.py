@@ -46,10 +46,12 @@ class ClosingDecision:
         """
         if self._refusal:
             return Ending(Outcome.abandoned, self._refusal)
+        purpose, stages = self._current.state.purpose, self._intake.stages
+        if stages is not None:
+            return stages.ending(drained)
         missing = unanswered(
             self._store, self._run, self._current.state, self._intake.receipts, drained
         )
-        purpose = self._current.state.purpose
         if purpose == Purpose.initialise:
             return self._ending_of_initialisation(missing, drained)
         if purpose == Purpose.evaluate:

@@ -16,6 +16,7 @@ the owner of the taken list. Refused messages are counted, and the first of a kn
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,6 +30,8 @@ from fl_queue.coordinator.aggregator.authentication import (
 from fl_queue.coordinator.aggregator.open_round import OpenRound
 from fl_queue.coordinator.aggregator.partial_sum import PartialRoundState, ResumableSum
 from fl_queue.coordinator.aggregator.receipts import ReceiptLog
+from fl_queue.coordinator.aggregator.secure_intake import SecureIntake
+from fl_queue.coordinator.aggregator.secure_stages import SecureStages
 from fl_queue.coordinator.aggregator.sum_checkpoint import SumCheckpoint
 from fl_queue.coordinator.aggregator.taken_list import TakenList
 from fl_queue.coordinator.aggregator.verdicts import make_receipt, with_merged
@@ -38,6 +41,7 @@ from fl_queue.protocol.header import Header
 from fl_queue.protocol.manifest import Manifest
 from fl_queue.protocol.records import Purpose, Receipt, Verdict
 from fl_queue.protocol.tensor_layout import Bytes
+from fl_queue.secure.round_view import SeenRound, check_bare, fetched_states
 from fl_queue.store import RoundState, keyspace, queries
 
 #: Purpose of a round -> the kind of message it wants.
@@ -78,6 +82,28 @@ class UpdateIntake:
         self.merger = self._new_merger()
         #: The words of a step of an analysis; None in any other round.
         self.step = step_intake.open_step(current, self.manifest, state_dir)
+        #: The messages and stages of a secure round; None where updates come in clear.
+        self.secure = self._open_secure()
+        self.stages = (
+            SecureStages(current, self.secure, lambda: self.receipts, state_dir)
+            if self.secure is not None
+            else None
+        )
+
+    def _open_secure(self) -> SecureIntake | None:
+        state, strategy = self._current.state, self.config.plain_strategy()
+        if state.secure is None or self.manifest is None:
+            return None
+        seen = SeenRound(
+            run=self.run,
+            round=state,
+            recorded=self._current.recorded,
+            strategy=strategy,
+            manifest=self.manifest,
+            fetched=state.fetched,
+            states=fetched_states(strategy, state.server_state),
+        )
+        return SecureIntake(seen)
 
     def _new_merger(self) -> UpdateMerger | None:
         """The merger of a training round; None where no updates are merged."""
@@ -96,6 +122,8 @@ class UpdateIntake:
     @property
     def _resumable(self) -> ResumableSum | None:
         """What another incarnation can go on from; None: it takes all messages again."""
+        if self.secure is not None:
+            return None  # Beside the sum, it takes the shares that came with each update.
         if self.merger is None:
             return self.step
         return self.merger.total if self.merger.is_resumable else None
@@ -124,7 +152,7 @@ class UpdateIntake:
     @property
     def can_resume(self) -> bool:
         """Whether another incarnation can go on from a partial sum; else it takes all messages again."""
-        return self.merger is None or self.merger.is_resumable
+        return self.secure is None and (self.merger is None or self.merger.is_resumable)
 
     def received(self) -> int:
         """Count the valid updates so far."""
@@ -157,8 +185,7 @@ class UpdateIntake:
         if not self._is_for_this_round(opened, sender):
             return False
         try:
-            judge = self._judge_group if opened.header.kind == "group" else self._judge_client
-            is_in = judge(opened, sender)
+            is_in = self._judge_of(opened.header)(opened, sender)
         except ContentMissing as exc:
             self._ask_for_chunks(opened.header, sender, exc)
             return False
@@ -167,6 +194,14 @@ class UpdateIntake:
         else:
             self.taken.refuse(opened.header)
         return is_in
+
+    def _judge_of(self, header: Header) -> Callable[[AuthenticatedMessage, str], bool]:
+        """What judges a message of this kind."""
+        if header.kind == "group":
+            return self._judge_group
+        if self.stages is not None and self.stages.judges(header.kind):
+            return self._judge_stage
+        return self._judge_client
 
     def _authenticate(self, element: bytes) -> AuthenticatedMessage | None:
         """Steps 1 to 3: sender, signature, form. None: it is refused."""
@@ -274,6 +309,8 @@ class UpdateIntake:
             return make_receipt(header, Verdict.stale, reason)
         if header.kind == "failure":
             return make_receipt(header, Verdict.failed, header.reason)
+        if self.secure is not None and (late := self.secure.why_late(header)):
+            return make_receipt(header, Verdict.late, late)
         return None
 
     def _accept(self, opened: AuthenticatedMessage) -> Receipt:
@@ -301,6 +338,8 @@ class UpdateIntake:
         wanted = _WANTED_KIND[self.round.purpose]
         if header.kind != wanted:
             raise MessageError(f"a {header.kind} came where the round wants a {wanted}")
+        if self.secure is not None:
+            return self._add_masked(self.secure, opened)
         if header.kind == "update":
             return self._add_update(opened)
         if header.kind == "sums":
@@ -318,6 +357,13 @@ class UpdateIntake:
         merged = merger.add(header, body, most, self.round.base_version - header.base_version)
         archiving.archive(self._current, self._state_dir, opened, body)
         return merged
+
+    def _add_masked(self, secure: SecureIntake, opened: AuthenticatedMessage) -> MergedUpdate:
+        """Add a masked update to the sum; nothing of it can be judged but its form."""
+        header = opened.header
+        secure.check_update(header)
+        secure.add_update(header, self._body_of(header, opened.body))
+        return MergedUpdate(0)
 
     def _add_words(self, opened: AuthenticatedMessage) -> MergedUpdate:
         """Validate a site's words, add them to the sum, and archive them where the config asks for that."""
@@ -368,6 +414,34 @@ class UpdateIntake:
         known = self.receipts.get(client)
         if known is None or (not known.is_in and (receipt.answers or not known.answers)):
             self.receipts[client] = receipt
+
+    # Stages of a secure round
+
+    def _judge_stage(self, opened: AuthenticatedMessage, sender: str) -> bool:
+        """Decide on keys, or on what a client sends in the stage ``unmask`` (steps 4 and 5)."""
+        header, secure = opened.header, self.secure
+        assert secure is not None
+        try:
+            self._check_stage(header)
+            take = secure.take_keys if header.kind == "keys" else secure.take_answer
+            body = self._body_of(header, opened.body)
+            message.check_body(header, body)
+            status, reason = take(header, body)
+        except MessageError as exc:
+            status, reason = Verdict.invalid, exc.reason
+        self.receipt_log.write_stage(header, status, reason, sender)
+        return status == Verdict.received
+
+    def _check_stage(self, header: Header) -> None:
+        if header.run != self.run:
+            raise MessageError(f"it is of run {header.run}")
+        if header.client not in self._current.cohort:
+            raise MessageError(f"{header.client} is not in the cohort of round {self.number}")
+        base = (self.round.base_version, self.round.base_digest)
+        if (header.base_version, header.base_digest) != base:
+            raise MessageError(f"made from version {header.base_version}")
+        if header.kind != "failure":
+            check_bare(header)
 
     # Sums of several virtual clients
 
@@ -430,8 +504,10 @@ class UpdateIntake:
     # The partial sum
 
     def resume(self) -> None:
-        """Continue from earlier incarnations: their refusals, and their partial sum if there is one."""
-        total = self.step if self.merger is None else self.merger.total
+        """Continue from earlier incarnations: their refusals, and what else there is of them."""
+        if self.stages is not None:
+            self.stages.resume()
+        total = self._resumable
         if total is not None and (found := self._checkpoint.load(total)):
             self.progress = found
         for client, receipt in self.store.control.receipts.of_round(self.run, self.number).items():

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 from fl_queue.config.run_config import RunConfig
 from fl_queue.coordinator.rounds import statement_signing
@@ -22,6 +24,7 @@ class OpenRound:
         state: The round as it was claimed.
         config: The one in force for it.
         config_digest: Digest of the config as it is recorded.
+        recorded: The config as it is recorded.
     """
 
     def __init__(
@@ -31,10 +34,12 @@ class OpenRound:
         state: RoundState,
         config: RunConfig,
         config_digest: str = "",
+        recorded: Mapping[str, Any] | None = None,
     ) -> None:
         self.store, self.incarnation = store, incarnation
         self.run, self.number = incarnation.run, incarnation.round
         self.state, self.config, self.config_digest = state, config, config_digest
+        self.recorded = recorded or {}
         self.cohort = frozenset(state.cohort)
 
     @classmethod
@@ -50,7 +55,8 @@ class OpenRound:
         if state is None:
             raise OwnershipLost(f"run {run}: round {number} is gone")
         recorded = recorded_config(store, run, state.segment)
-        return cls(store, incarnation, state, RunConfig.from_dict(recorded), digest_of(recorded))
+        config = RunConfig.from_dict(recorded)
+        return cls(store, incarnation, state, config, digest_of(recorded), recorded)
 
     def check_signature(self) -> None:
         """
@@ -76,6 +82,18 @@ class OpenRound:
         if state.cohort != self.state.cohort:
             statement_signing.check_round(self.store, self.run, state, self.config_digest)
             self.cohort = frozenset(state.cohort)
+        self.state = state
+
+    def reread(self) -> None:
+        """
+        Read the round anew.
+
+        Raises:
+            OwnershipLost: It has ended.
+        """
+        state = self.store.control.rounds.get(self.run, self.number)
+        if state is None or not state.open:
+            raise self._ended()
         self.state = state
 
     def check_open(self) -> None:

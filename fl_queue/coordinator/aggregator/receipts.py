@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 
 from fl_queue.aggregation import group_sum
+from fl_queue.common.safe_json import printable
 from fl_queue.coordinator.aggregator import rejections
 from fl_queue.coordinator.aggregator.late_updates import was_merged
 from fl_queue.coordinator.aggregator.open_round import OpenRound
@@ -18,6 +19,7 @@ from fl_queue.coordinator.aggregator.verdicts import make_receipt
 from fl_queue.errors import ForgedMessage
 from fl_queue.protocol.header import Header
 from fl_queue.protocol.records import Receipt, Verdict
+from fl_queue.store.control.stages import StageReceipt
 
 #: Receipts of a client and status in a round: in the client's field, and in that of the status.
 _FIELDS = 2
@@ -94,6 +96,27 @@ class ReceiptLog:
                     receipt = make_receipt(own, status, reason, key)
                     self._store.control.receipts.add(self._run, number, own.client, receipt, None)
         self.rejections.count(who, reason, "" if has_receipt else status, number)
+
+    def write_stage(self, header: Header, status: Verdict, reason: str, who: str) -> None:
+        """
+        Write the verdict on a message of a stage of a secure round, beside updates.
+
+        Args:
+            who: As in ``write``.
+        """
+        is_in, client = status == Verdict.received, header.client
+        kind = "unmask" if header.kind == "failure" else header.kind
+        if not is_in and status != Verdict.failed:
+            self.rejections.count(who, reason, status)
+        # What is in, or has failed for good, is not replaced by a message that came once more.
+        is_news = status in (Verdict.received, Verdict.failed, Verdict.late)
+        if (
+            client in self._current.cohort
+            and is_news
+            and self.should_write(f"{client}:{kind}", status)
+        ):
+            receipt = StageReceipt(status, printable(reason))
+            self._store.control.stages.add(self._run, self._number, client, kind, receipt)
 
     def write_forged(self, forged: ForgedMessage) -> None:
         """Write that a message in a client's name was not from it; the round still waits for the client."""

@@ -12,16 +12,18 @@ from fl_queue.coordinator.aggregator import round_end, scheduling
 from fl_queue.coordinator.aggregator.intake import UpdateIntake
 from fl_queue.coordinator.aggregator.open_round import OpenRound
 from fl_queue.coordinator.aggregator.ownership import OwnershipLease
+from fl_queue.coordinator.aggregator.round_records import RoundRecords
 from fl_queue.coordinator.aggregator.taken_list import TakenList
 from fl_queue.coordinator.aggregator.version_builder import BuiltVersion, VersionBuilder
 from fl_queue.coordinator.rounds import lifecycle, panels, statement_signing
 from fl_queue.coordinator.rounds.ending import Ending
-from fl_queue.errors import AnalysisError, MessageError, OwnershipLost
+from fl_queue.errors import AnalysisError, MessageError, OwnershipLost, UnmaskingFailed
 from fl_queue.models import initial, retention, update_archive
 from fl_queue.models.model_store import ModelStore
 from fl_queue.protocol import job_origins
 from fl_queue.protocol.panel import Panel
 from fl_queue.protocol.records import MAKES_NEXT, Outcome, Purpose, Receipt, RoundRecord
+from fl_queue.secure.ring import SignedSum
 from fl_queue.store import NewVersion, RoundEnd
 from fl_queue.strategies.base import Strategy
 
@@ -42,6 +44,8 @@ class RoundCommit:
         self._current, self._lease, self._state_dir = current, lease, state_dir
         self._store, self._run, self._number = current.store, current.run, current.number
         chunk_bytes = current.config.redis.chunk_bytes
+        #: The sum of a secure round, once its masks are off.
+        self._unmasked: SignedSum | None = None
         self._models = ModelStore(current.store, current.run, chunk_bytes, state_dir)
 
     def close(
@@ -82,8 +86,10 @@ class RoundCommit:
         if ending.outcome in (Outcome.committed, Outcome.initialised):
             try:
                 answer = self._commit(ending, record, intake, builder, strategy)
-            except AnalysisError as exc:  # Of the same sums it would be the same again.
-                ending = Ending(Outcome.abandoned, exc.reason, fails=True)
+            # Of the same sums it would be the same again.
+            except (AnalysisError, UnmaskingFailed) as exc:
+                fails = isinstance(exc, AnalysisError)
+                ending = Ending(Outcome.abandoned, exc.reason, fails=fails)
                 record = replace(record, outcome=Outcome.abandoned, reason=exc.reason)
                 answer = self._end(ending, record, intake.receipts)
         else:
@@ -131,6 +137,7 @@ class RoundCommit:
         )
         failpoints.failpoint("checkpoint.written")
         self._lease.check()
+        record = self._with_sums(record, intake)
         whole = replace(
             record,
             version=built.version,
@@ -162,6 +169,7 @@ class RoundCommit:
                 max_abandoned=config.round.max_abandoned,
                 version=version,
                 panel=self._first_panel(record),
+                survivors=state.secure.survivors if state.secure else "",
             )
         )
 
@@ -194,7 +202,27 @@ class RoundCommit:
         if intake.step is not None:
             return builder.build_step(intake.step, self._current.run_state().rounds_wanted)
         merger = intake.required_merger()
+        if intake.secure is not None:
+            self._unmasked = intake.secure.unmask(merger, builder.base_tensors(merger.manifest))
         return builder.build_next(merger, strategy, self._lease.pulse.beat, record)
+
+    def _with_sums(self, record: RoundRecord, intake: UpdateIntake) -> RoundRecord:
+        """The record of a secure round with what its sum has told; of another one as it is."""
+        signed, state = self._unmasked, self._current.state.secure
+        if signed is None or state is None or intake.secure is None:
+            return record
+        return replace(
+            record,
+            validation=dict(signed.validation),
+            train=dict(signed.train),
+            secure={
+                "bits": state.bits,
+                "roster": state.roster,
+                "survivors": state.survivors,
+                "dropped": intake.secure.dropped(),
+                "weight": signed.weight,
+            },
+        )
 
     def _end(self, ending: Ending, record: RoundRecord, receipts: Mapping[str, Receipt]) -> str:
         """End the round without a new version; returns the answer of the commit script."""
@@ -237,6 +265,9 @@ class RoundCommit:
     def _clean_up(self, record: RoundRecord, taken: TakenList) -> None:
         """Remove the messages of the round that has ended, and older rounds and versions."""
         taken.clean_up()
+        RoundRecords(self._store, self._run, self._number, self._state_dir).drop(
+            self._current.state
+        )
         if self._current.state.purpose == Purpose.initialise:
             self._keep_base_part()
         failpoints.failpoint("round.discarded")

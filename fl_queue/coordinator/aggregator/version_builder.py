@@ -25,6 +25,7 @@ from fl_queue.errors import CheckpointError, ContentMissing, FLQueueError, Local
 from fl_queue.models import checkpoint
 from fl_queue.models.checkpoint import Body
 from fl_queue.models.model_store import ModelStore
+from fl_queue.protocol import tensor_layout
 from fl_queue.protocol.base_part import BasePart
 from fl_queue.protocol.manifest import Manifest
 from fl_queue.protocol.records import RoundRecord
@@ -214,6 +215,11 @@ class VersionBuilder:
             body = step.version_of(state)
             built = self._write(stack, version, step.analysis.manifest, [body], {})
         return replace(built, is_last=is_last)
+
+    def base_tensors(self, manifest: Manifest) -> Mapping[str, Tensor]:
+        """The tensors of the round's base version. Raises ContentMissing, CheckpointError."""
+        self._base = self._base or self._open_base(manifest)
+        return tensor_layout.views(manifest, self._base.view)
 
     def _open_base(self, manifest: Manifest) -> Mapped | Body:
         return self.models.open_body(self.round.base_digest, manifest)

@@ -27,6 +27,7 @@ from fl_queue.coordinator.operations import (
     enrolment,
     missed_updates,
     resting_runs,
+    stage_answers,
     stalled_clients,
 )
 from fl_queue.coordinator.rounds import lifecycle
@@ -324,8 +325,9 @@ class Healer:
 
     def _unanswered(self, run: str, current: RoundState) -> dict[str, JobTicket]:
         """Client, group or ``aggregator`` -> its newest job, of those that have not answered."""
-        receipts = self.store.control.receipts.of_round(run, current.number)
         tickets = dispatch.tickets(self.store, run, current.number)
+        clients = set(tickets) - {identifiers.AGGREGATOR}
+        receipts = stage_answers.of_round(self.store, run, current, clients)
         # The jobs of revoked clients were dropped with them.
         revoked = self.store.control.enrolments.revoked(tickets)
         asked = [

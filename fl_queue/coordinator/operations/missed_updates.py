@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from fl_queue.coordinator.operations import stage_answers
 from fl_queue.protocol import virtual_clients
 from fl_queue.store import RoundState, Store
 from fl_queue.store.jobs.dispatch import JobTicket
@@ -50,7 +51,7 @@ class MissedUpdates:
         data = self._store.data
         waiting, held = data.results.count(run), data.taken.count(run, current.fence)
         # Read last: a message that was neither waiting nor taken has its receipt by now, or is lost.
-        receipts = self._store.control.receipts.of_round(run, current.number)
+        receipts = stage_answers.of_round(self._store, run, current)
         seen = self._runs.get(run)
         now = _Seen(current.number, held, len(receipts), current.elapsed_s)
         if waiting or seen is None or (seen.number, seen.held, seen.receipts) != (

@@ -20,6 +20,7 @@ from fl_queue.coordinator.rounds import (
     in_flight,
     initialisation,
     preflight,
+    secure_opening,
     statement_signing,
     waiting,
 )
@@ -64,6 +65,8 @@ def open_round(store: Store, state: RunState, config: RunConfig, purpose: Purpos
     Returns:
         Whether the run needs no such round after all, and is to be looked at again.
     """
+    if purpose == Purpose.evaluate and config.secure.enabled:
+        return waiting.go_without_clear_evaluation(store, state)
     found = eligibility.decide(store, state, config, purpose)
     if found is None:
         return False
@@ -230,7 +233,10 @@ def _round_fields(
     rounds = config.round if plan.mode == Mode.asynchronous else None
     # Nothing is summed when version 0 is made, or a version is evaluated by however many.
     updates = (plan.buffer or len(plan.cohort)) if plan.purpose == Purpose.train else 1
-    format_ = sum_format(config.aggregation, config.strategy, updates, rounds)
+    bits = config.ring_bits if plan.purpose == Purpose.train else 64
+    format_ = sum_format(config.aggregation, config.strategy, updates, rounds, bits)
+    quorum = plan.quorum(config)
+    secure = secure_opening.fields(store, state, config, plan.purpose, plan.cohort, quorum)
     return {
         "state": RoundPhase.open,
         "purpose": plan.purpose,
@@ -242,7 +248,7 @@ def _round_fields(
         "groups": str(plan.groups),
         "mode": plan.mode,
         "carried": dumps({client: begun._asdict() for client, (_, begun) in plan.carried.items()}),
-        "quorum": str(plan.quorum(config)),
+        "quorum": str(quorum),
         "deadline_s": str(deadlines.deadline_s(store, state, config, plan.purpose)),
         "grace_s": str(config.round.grace_s),
         "opened_at": now,
@@ -260,6 +266,7 @@ def _round_fields(
         **format_.fields(),
         "segment": str(state.segment),
         "reason": "",
+        **secure,
     }
 
 

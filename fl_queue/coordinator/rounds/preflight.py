@@ -22,9 +22,11 @@ from fl_queue.common.safe_json import dumps
 from fl_queue.config import task_catalog
 from fl_queue.config.run_config import RunConfig
 from fl_queue.errors import MessageError
-from fl_queue.protocol import identifiers, site_facts
+from fl_queue.protocol import identifiers, signing, site_facts
 from fl_queue.protocol.events import SiteDiffers
 from fl_queue.protocol.records import CANNOT, MAKES_NEXT, Purpose, Verdict
+from fl_queue.secure.context import run_key_statement
+from fl_queue.secure.records import SignedRunKey
 from fl_queue.store import RunState, Store, keyspace
 from fl_queue.store.jobs import dispatch, rq_types
 from fl_queue.store.jobs.dead_jobs import JobMonitor
@@ -42,6 +44,9 @@ FIRST_PAUSE_S = 60.0
 MAX_PAUSE_S = 3600.0
 #: Field of the run's sites for the facts of the majority; not a valid client id.
 _REFERENCE = ":most"
+_NO_RUN_KEY = (
+    "it has not sent a run key for secure rounds yet; its worker may be of an older release"
+)
 #: Key in Redis -> field of ``SiteReport``, where they differ.
 _FIELD_OF_KEY = {"told": "facts"}  # codespell:ignore told
 _watches: WeakKeyDictionary[Store, JobMonitor] = WeakKeyDictionary()
@@ -62,6 +67,7 @@ class SiteReport:
         since: Time of that report, Unix time of the control server.
         tries: Number of such reports by this worker, to questions and in rounds.
         failed_in: The newest round that it answered with a failure of that kind.
+        run_key: JSON of its signed run key, in a run of secure rounds; empty: it has sent none.
     """
 
     start: str
@@ -73,6 +79,7 @@ class SiteReport:
     since: float = 0.0
     tries: int = 0
     failed_in: int = -1
+    run_key: str = ""
 
     @property
     def pause_s(self) -> float:
@@ -135,8 +142,35 @@ def admit(
         found = EligibleClients([], problem=WAITING)
     else:
         found = EligibleClients(asked)
+    if needs_run_keys(config, purpose):
+        found = _with_run_keys(found, sites)
     out = dict(sorted({**found.out, **unable}.items()))
     return replace(found, out=out, unable=sorted(unable))
+
+
+def _with_run_keys(found: EligibleClients, sites: Mapping[str, SiteReport]) -> EligibleClients:
+    """Those of the clients that have sent a run key: without it no client can take part in a secure round."""
+    without = [client for client in found.clients if not sites[client].run_key]
+    return replace(
+        found,
+        clients=[client for client in found.clients if client not in without],
+        out={**found.out, **dict.fromkeys(without, _NO_RUN_KEY)},
+        unanswered=[*found.unanswered, *(who for who in without if sites[who].facts is None)],
+    )
+
+
+def run_keys(store: Store, state: RunState) -> dict[str, SignedRunKey]:
+    """Client -> its run key, of those that have sent one."""
+    return {
+        client: SignedRunKey.from_json(site.run_key)
+        for client, site in _read(store, state).items()
+        if client != _REFERENCE and site.run_key
+    }
+
+
+def needs_run_keys(config: RunConfig, purpose: Purpose) -> bool:
+    """Whether the rounds of a purpose are secure ones."""
+    return config.secure.enabled and purpose == Purpose.train
 
 
 def _compared(
@@ -183,13 +217,14 @@ def _waits(config: RunConfig, purpose: Purpose) -> bool:
 
 
 def is_asked(config: RunConfig) -> bool:
-    """Whether sites are asked at all."""
-    return config.run.preflight != "off" and not config.is_simulation
+    """Whether sites are asked at all: for the facts of their data, or for their run keys."""
+    return (config.run.preflight != "off" or config.secure.enabled) and not config.is_simulation
 
 
 def is_compared(config: RunConfig) -> bool:
     """Whether the facts of sites are compared; not where the config alone defines the task."""
-    return is_asked(config) and task_catalog.may_differ(config.run.task, config.task)
+    asked = is_asked(config) and config.run.preflight != "off"
+    return asked and task_catalog.may_differ(config.run.task, config.task)
 
 
 def lines(store: Store, state: RunState, but: Collection[str] = ()) -> list[str]:
@@ -302,7 +337,7 @@ def _follow(
         return site
     worker = store.control.leases.get(keyspace.client_holder(client)).get("worker", "")
     is_new = site is None or bool(worker and worker != site.worker)
-    if not is_asked(config) or not (worker or compared):
+    if not is_asked(config) or not (worker or compared or config.secure.enabled):
         # Sites are not asked in this run, or this one has no worker that could answer: accept it.
         old = site or SiteReport(start_of(state), worker, facts={})
         if not old.unable or not (is_new or _is_pause_over(store, old)):
@@ -322,7 +357,7 @@ def _read_answer(
 ) -> SiteReport:
     """The record of a client that was asked, with its answer if one has arrived."""
     ticket = JobTicket.from_dict(dict(site.ticket))
-    facts = _answer_to(store, state, client, ticket)
+    facts, run_key = _answer_to(store, state, config, client, ticket)
     if facts is None and _is_over(store, ticket):
         if ticket.attempt < ATTEMPTS:
             return _ask(store, state, client, site, worker, ticket.attempt + 1)
@@ -331,7 +366,7 @@ def _read_answer(
         }
     if facts is None:
         return site
-    new = replace(site, facts=facts, unable="")
+    new = replace(site, facts=facts, unable="", run_key=run_key)
     if site_facts.CANNOT in facts:
         why = site_facts.line(
             f"it cannot {config.run.purpose}: {facts.get(site_facts.PROBLEM, '')}"
@@ -374,18 +409,41 @@ def _watch(store: Store) -> JobMonitor:
 
 
 def _answer_to(
-    store: Store, state: RunState, client: str, ticket: JobTicket
-) -> dict[str, str] | None:
+    store: Store, state: RunState, config: RunConfig, client: str, ticket: JobTicket
+) -> tuple[dict[str, str] | None, str]:
+    """A client's facts and the JSON of its run key (empty: none); None: it has not answered this question."""
     text = store.control.clients.site_facts(client, state.run_id, 2 * site_facts.MAX_BYTES)
     if text is None:
-        return None
+        return None, ""
     try:
         answer = safe_json.loads(text, "facts")
         if type(answer) is not dict or answer.get("job") != ticket.job:
-            return None  # The answer to an earlier question.
-        return site_facts.parse(dumps(answer.get("facts")).encode())
+            return None, ""  # The answer to an earlier question.
+        facts = site_facts.parse(dumps(answer.get("facts")).encode())
+        return facts, _run_key(store, state, config, client, answer)
     except MessageError as exc:
-        return {site_facts.PROBLEM: site_facts.line(exc.reason)}
+        return {site_facts.PROBLEM: site_facts.line(exc.reason)}, ""
+
+
+def _run_key(
+    store: Store, state: RunState, config: RunConfig, client: str, answer: Mapping[str, object]
+) -> str:
+    """
+    The JSON of the run key in an answer; empty: it has none, or the run's rounds are not secure.
+
+    Raises:
+        MessageError: It is not signed with the key of its client's enrolment.
+    """
+    if not config.secure.enabled or "run_key" not in answer:
+        return ""
+    key = SignedRunKey.from_json(dumps(answer["run_key"]))
+    enrolment = store.control.enrolments.get(client)
+    statement = run_key_statement(state.run_id, client, key.key)
+    if enrolment is not None and not signing.is_raw_signature(
+        enrolment.key, statement, key.signature
+    ):
+        raise MessageError("its run key is not signed with the key of its enrolment")
+    return key.to_json()
 
 
 def _ask(

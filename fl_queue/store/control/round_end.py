@@ -82,6 +82,7 @@ class RoundEnd:
         version: The new version; None: none.
         panel: Of a fit, from now on; None: as it was.
         rounds_wanted: The last version that the run may have; None: as it was.
+        survivors: Of a secure round, digest of those whose updates are in the version; empty: it is none.
     """
 
     by: Incarnation
@@ -94,6 +95,7 @@ class RoundEnd:
     version: NewVersion | None = None
     panel: Panel | None = None
     rounds_wanted: int | None = None
+    survivors: str = ""
 
     def keys(self) -> list[str]:
         """Return the keys of ``end_round.lua``."""
@@ -128,6 +130,7 @@ class RoundEnd:
             "max_events": EVENTS_KEPT,
             "max_abandoned": self.max_abandoned,
             "panel": self.panel.to_json() if self.panel else "",
+            "survivors": self.survivors,
             "rounds_wanted": "" if self.rounds_wanted is None else str(self.rounds_wanted),
         }
         return dumps(argument | ({"version": self.version.to_script()} if self.version else {}))

@@ -9,6 +9,7 @@ from redis.client import Pipeline
 
 from fl_queue.protocol import identifiers
 from fl_queue.protocol.records import Mode
+from fl_queue.protocol.secure_state import Stage
 from fl_queue.protocol.state import (
     Glance,
     RoundPhase,
@@ -66,14 +67,16 @@ class Rounds:
         )
         if state is None or newest is None:
             return None
-        found, mode = cast(
-            list["bytes | None"], self._redis.hmget(keyspace.round_(run, number), "state", "mode")
+        found, mode, stage = cast(
+            list["bytes | None"],
+            self._redis.hmget(keyspace.round_(run, number), "state", "mode", "stage"),
         )
         return Glance(
             state == RunPhase.training.encode(),
             int(newest),
             mode == Mode.asynchronous.encode(),
             found in (None, RoundPhase.open.encode()),
+            stage == Stage.unmask.encode(),
         )
 
     def base_digest(self, run: str, number: int) -> str | None:

@@ -15,6 +15,7 @@
 --      panel              JSON: the panel of a fit from now on ('' for: as it is); a round that is abandoned with one
 --                         does not count to max_abandoned
 --      rounds_wanted      the last version that the run may have ('' for: as it is)
+--      survivors          of a secure round: digest of those whose updates are in the version ('' for none)
 --      version            [object] the new version (absent: none):
 --        number, digest   of the version
 --        download         digest of its encoded body ('' for none)
@@ -35,6 +36,9 @@ if redis.call('HGET', KEYS[2], 'state') ~= 'open' then return 'the round has end
 if (redis.call('HGET', KEYS[2], 'fence') or '0') ~= ending.fence then return 'another aggregator owns the round' end
 if ending.incarnation ~= '' and redis.call('HGET', KEYS[2], 'claimed_by') ~= ending.incarnation then
   return 'another aggregator owns the round'
+end
+if version and (redis.call('HGET', KEYS[2], 'survivors') or '') ~= ending.survivors then
+  return 'the updates of other clients were frozen'
 end
 local time = redis.call('TIME')
 local now = string.format('%.3f', tonumber(time[1]) + tonumber(time[2]) / 1000000)
