@@ -392,7 +392,10 @@ class RoundRecord:
 
     def to_json(self) -> str:
         """JSON with sorted keys."""
-        return dumps(asdict(self))
+        raw = asdict(self)
+        if not self.secure:
+            del raw["secure"]  # Releases before secure rounds do not know it.
+        return dumps(raw)
 
     @classmethod
     def from_json(cls, text: str | bytes) -> RoundRecord:

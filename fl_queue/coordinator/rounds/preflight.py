@@ -288,7 +288,10 @@ def _parsed(text: bytes) -> SiteReport:
 
 def _encoded(report: SiteReport) -> str:
     keys = {name: key for key, name in _FIELD_OF_KEY.items()}
-    return dumps({keys.get(name, name): value for name, value in asdict(report).items()})
+    raw = {keys.get(name, name): value for name, value in asdict(report).items()}
+    if not report.run_key:
+        del raw["run_key"]  # Releases before secure rounds do not know it.
+    return dumps(raw)
 
 
 def _learn(store: Store, state: RunState, sites: dict[str, SiteReport]) -> None:

@@ -8,10 +8,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from fl_queue.protocol.records import Verdict
-from fl_queue.protocol.secure_state import Stage
+from fl_queue.protocol.records import RoundRecord
 from fl_queue.store.embedded import server_pair
-from tests.support.federation import Federation, wait_for
+from tests.support.federation import wait_for
 from tests.support.secure_federation import SECURE, SecureFederation
 from tests.support.server_binaries import chosen_server
 
@@ -34,11 +33,6 @@ def federation(
             made.close()
 
 
-def _stage(federation: Federation, run: str, number: int) -> str:
-    current = federation.store.control.rounds.get(run, number)
-    return "" if current is None or current.secure is None else current.secure.stage
-
-
 def test_a_secure_run_has_the_bits_of_the_plain_one(federation: SecureFederation) -> None:
     plain = federation.digests_of("same", *PLAIN, "round.quorum=4")
 
@@ -51,3 +45,76 @@ def test_a_secure_run_has_the_bits_of_the_plain_one(federation: SecureFederation
     assert history[0].secure["weight"] > 0
     assert history[0].validation["num_examples"] > 0
     assert federation.free(run) == plain
+
+
+def _without_site_1(
+    federation: SecureFederation, point: str, *overrides: str
+) -> tuple[RoundRecord, list[str]]:
+    """The record and the digests of a run of one round in which a site's machine goes away for good at a point."""
+    fired = federation.arm(point, "kill-supervisor", "site-1_")
+    run = federation.begin("short", *PLAIN, "run.rounds=1", *overrides)
+    wait_for(point, fired.exists)
+    federation.processes["site-1"].wait(10)
+    try:
+        assert federation.finish(run).state == "completed"
+        [record] = federation.committed(run)
+        return record, federation.free(run)
+    finally:
+        federation.start("site-1")
+
+
+@pytest.fixture(scope="module")
+def of_three(federation: SecureFederation) -> list[str]:
+    """Digests of a run in clear that one of the four sites has left."""
+    record, digests = _without_site_1(federation, "client.trained")
+    assert sorted(record.accepted) == federation.clients[1:]
+    return digests
+
+
+def test_a_site_without_keys_in_time_is_not_in_the_roster(
+    federation: SecureFederation, of_three: list[str]
+) -> None:
+    record, digests = _without_site_1(federation, "round.noted", *SECURE, "secure.keys_s=1.0")
+
+    assert digests == of_three
+    assert record.secure["dropped"] == []
+
+
+def test_a_site_that_goes_after_its_keys_is_dropped_and_its_masks_are_taken_off(
+    federation: SecureFederation, of_three: list[str]
+) -> None:
+    record, digests = _without_site_1(federation, "client.trained", *SECURE)
+
+    assert digests == of_three
+    assert record.secure["dropped"] == ["site-1"]
+
+
+def test_a_site_that_goes_after_its_update_survives(federation: SecureFederation) -> None:
+    whole = federation.digests_of("short", *PLAIN, "run.rounds=1", "round.quorum=4")
+
+    record, digests = _without_site_1(federation, "update.pushed", *SECURE, "round.grace_s=60")
+
+    assert sorted(record.accepted) == federation.clients
+    assert digests == whole
+
+
+def test_too_few_answers_end_the_round_with_the_names_of_the_silent(
+    federation: SecureFederation,
+) -> None:
+    fired = federation.arm("survivors.frozen", "stop")
+    run = federation.begin(
+        "silent", *PLAIN, *SECURE, "run.rounds=1", "secure.unmask_s=1.0", "round.max_abandoned=1"
+    )
+    wait_for("the survivors to be frozen", fired.exists)
+    for site in ("site-1", "site-2"):
+        for pid in (federation.processes[site].pid, federation.worker_pid(site)):
+            os.kill(pid, signal.SIGKILL)
+        federation.processes[site].wait(10)
+    os.kill(int(fired.read_text()), signal.SIGCONT)
+    state = federation.finish(run)
+    for site in ("site-1", "site-2"):
+        federation.start(site)
+
+    assert state.state == "failed"
+    assert "unmasking needs 3 signatures" in state.reason
+    assert "site-1, site-2" in state.reason

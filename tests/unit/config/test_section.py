@@ -87,6 +87,8 @@ def test_a_run_keeps_what_decides_whose_data_and_which_model_it_has() -> None:
         "data.exponent", "data.sizes", "data.noise", "data.rotation", "data.shares", "data.validation_fraction",
         "data.train_per_class", "data.validation_per_class", "aggregation.strategy",
         "model.base", "model.constant", "model.private", "update.error_feedback", "redis.chunk_bytes",
+        "secure.enabled", "secure.bits", "secure.min_cohort", "secure.confirm", "secure.keys_s", "secure.unmask_s",
+        "secure.max_corrupt", "secure.max_dropout", "secure.metrics",
     }  # fmt: skip
     assert is_fixed("task.classes")
     assert not is_fixed("strategy.mu")

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from fl_queue.errors import MessageError
 from fl_queue.protocol.state import RoundState, RunState, parse_round_state, parse_run_state
 
 #: By type of the field: text that is none of the defaults.
@@ -37,12 +38,23 @@ NAMED = {
 }
 
 
+#: Those of secure rounds lie beside the others.
+SECURE = {
+    "stage": "unmask",
+    "secure": '{"bits": 32, "degree": 2, "threshold": 2, "min_cohort": 3}',
+    "parties": f'{{"x": ["{"1" * 64}", "{"2" * 128}", "key"]}}',
+    "roster": "3" * 64,
+    "survivors": "4" * 64,
+    "confirmations": "5" * 64,
+}
+
+
 def filled(kind: type, key: str) -> dict[str, str]:
     """A hash with a value for every field but its key's."""
-    return {
+    return SECURE | {
         each.name: NAMED.get(each.name) or TEXTS.get(str(each.type), '{"x": "y"}')
         for each in fields(kind)
-        if each.name != key
+        if each.name not in (key, "secure")
     }
 
 
@@ -60,3 +72,21 @@ def test_every_field_is_read(kind: type) -> None:
 
     unread = [each.name for each in fields(kind) if getattr(read, each.name) == default(each)]
     assert unread == []
+
+
+def test_the_fields_of_a_secure_round_are_read_and_written() -> None:
+    found = parse_round_state(7, filled(RoundState, "number")).secure
+
+    assert found is not None
+    assert [each.name for each in fields(found) if not getattr(found, each.name)] == []
+    assert found.parties["x"].signer == "key"
+    assert found.fields() == {name: SECURE[name] for name in ("stage", "secure", "parties")} | {
+        "secure": '{"bits":32,"degree":2,"min_cohort":3,"threshold":2}',
+        "parties": f'{{"x":["{"1" * 64}","{"2" * 128}","key"]}}',
+    }
+
+
+@pytest.mark.parametrize("field", ["stage", "secure", "parties", "roster"])
+def test_other_fields_of_a_secure_round_are_refused_by_name(field: str) -> None:
+    with pytest.raises(MessageError, match=field):
+        parse_round_state(7, filled(RoundState, "number") | {field: "?"})

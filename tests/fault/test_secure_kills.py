@@ -1,0 +1,85 @@
+"""Every process of a secure round killed between any two of its steps: the run ends with the same bits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from fl_queue.common import failpoints
+from fl_queue.store.embedded import server_pair
+from tests.support.federation import wait_for
+from tests.support.secure_federation import SECURE, SecureFederation
+from tests.support.server_binaries import chosen_server
+
+#: What a client passes in a secure round, in order; on several sites, so that their restarts do not add up.
+OF_SITES = (
+    ("site-1", ("round.noted", "roster.noted", "confirm.pushed")),
+    ("site-2", ("keys.written", "share.noted", "reveal.noted")),
+    ("site-3", ("keys.pushed", "update.masked", "shares.pushed")),
+    ("site-4", ("runkey.told", "client.trained", "closed.noted", "runkey.deleted")),
+)
+AGGREGATOR = (
+    "update.taken", "roster.stored", "roster.frozen", "survivors.stored", "survivors.frozen", "sum.unmasked",
+    "checkpoint.written",
+)  # fmt: skip
+ROUND = (
+    "round.cohort=4", "round.quorum=4", "run.rounds=1", "run.evaluate_every=0", "round.deadline_s=120",
+    "security.require_enrolment=true",
+)  # fmt: skip
+LONG = (*SECURE, "secure.keys_s=100.0", "secure.unmask_s=100.0")
+
+
+@pytest.fixture(scope="module")
+def federation(
+    tmp_path_factory: pytest.TempPathFactory, no_process_left: None
+) -> Iterator[SecureFederation]:
+    folder = tmp_path_factory.mktemp("federation")
+    with server_pair.start(folder / "state", server=chosen_server()) as redis:
+        made = SecureFederation(redis, folder, 4)
+        try:
+            yield made
+        finally:
+            made.close()
+
+
+@pytest.fixture(scope="module")
+def calm(federation: SecureFederation) -> list[str]:
+    """Digests of the same run in clear."""
+    return federation.digests_of("points", *ROUND)
+
+
+def _ends_as_in_clear(federation: SecureFederation, run: str, calm: list[str]) -> None:
+    state = federation.finish(run, 150)
+    assert state.state == "completed", state.reason
+    [record] = federation.committed(run)
+    assert record.round == 1
+    assert sorted(record.accepted) == federation.clients
+    assert federation.free(run) == calm
+
+
+def test_sites_killed_at_each_of_their_steps(federation: SecureFederation, calm: list[str]) -> None:
+    fired = [
+        federation.arm(point, "kill-worker" if point == "client.trained" else "kill", f"{site}_")
+        for site, points in OF_SITES
+        for point in points
+    ]
+    run = federation.begin("points", *ROUND, *LONG)
+
+    _ends_as_in_clear(federation, run, calm)
+    wait_for("all points", lambda: all(each.exists() for each in fired), 60)
+
+
+def test_an_aggregator_killed_at_each_of_its_steps(
+    federation: SecureFederation, calm: list[str]
+) -> None:
+    fired = [federation.arm(point, "kill", "aggregator-") for point in AGGREGATOR]
+    run = federation.begin("points", *ROUND, *LONG)
+
+    _ends_as_in_clear(federation, run, calm)
+    assert all(each.exists() for each in fired)
+
+
+def test_each_point_of_a_secure_round_is_walked() -> None:
+    walked = {point for _, points in OF_SITES for point in points} | set(AGGREGATOR)
+    assert walked <= failpoints.POINTS.keys()
