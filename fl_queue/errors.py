@@ -265,6 +265,8 @@ class UnmaskingFailed(_WithReason, RunError):
         reason: Of names and numbers of all clients together only, so all of it is public.
     """
 
+    exit_code = 4
+
     def __init__(self, reason: str) -> None:
         super().__init__(reason, public=True)
 

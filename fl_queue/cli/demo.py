@@ -32,8 +32,20 @@ from fl_queue.experiments import demo as demos
     default=Path("fl-queue-demo"),
 )
 @set_option("Override a field of config/demo.toml; may be repeated.")
+@click.option(
+    "--secure",
+    is_flag=True,
+    help="Mask the updates: each site has a key of its own, and the aggregator learns their sum alone.",
+)
 @json_option
-def demo(clients: int, count: int, output: Path, overrides: tuple[str, ...], as_json: bool) -> None:
+def demo(
+    clients: int,
+    count: int,
+    output: Path,
+    overrides: tuple[str, ...],
+    secure: bool,
+    as_json: bool,
+) -> None:
     """
     Train a model with four clients on this machine.
 
@@ -41,6 +53,8 @@ def demo(clients: int, count: int, output: Path, overrides: tuple[str, ...], as_
     a plot, and stops everything again.
     """
     interrupt_on_sigterm()
+    if secure:
+        overrides = (*demos.SECURE, *overrides)
     done = demos.run(clients, count, output, overrides, redis_cli_command, show_table=not as_json)
     plot = f"plot:  {done.plot}" if done.plot else f"no plot: {done.no_plot}"
     print_result(as_json, asdict(done), [f"model: {done.model}", plot])

@@ -267,24 +267,19 @@ site_rules = collect(
         help="File of the rules for questions about tables (`fl-queue policy show`); an edit holds from the next "
         "job on.",
     ),
-    # Hidden: no config asks for a secure round yet.
     file_option(
         "--peers",
         help="Share a secure round with these clients only: a file of `fl-queue parties`, whose fingerprints the "
         "site has compared.",
-        hidden=True,
     ),
     click.option(
         "--require-secure",
         is_flag=True,
-        hidden=True,
-        help="Answer no round in clear: nothing of this site's data leaves it but in secure rounds, and no config of "
-        "this release asks for one.",
+        help="Answer no round in clear: nothing of this site's data leaves it but in secure rounds (secure.enabled).",
     ),
     click.option(
         "--min-cohort",
         default=MIN_COHORT,
-        hidden=True,
         type=click.IntRange(min=MIN_COHORT),
         help="Share a secure round with no fewer clients, this one among them.",
     ),

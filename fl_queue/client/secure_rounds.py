@@ -69,7 +69,7 @@ def run_key(site: WorkerSettings, run: str) -> dict[str, str]:
     peers = site.pinned_peers
     secrets = Vault(site.state_dir, site.client).begin(run, peers.digest if peers else "")
     signature = _signer(site)(run_key_statement(run, site.client, secrets.public))
-    failpoints.failpoint("runkey.told")
+    failpoints.failpoint("runkey.made")
     return {"key": secrets.public.hex(), "signature": signature.hex()}
 
 

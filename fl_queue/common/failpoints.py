@@ -28,7 +28,7 @@ POINTS = {
     "ledger.noted": "a client writes the sums of its rows to the outbox",
     "client.trained": "a client writes its update to the outbox",
     "outbox.written": "a client pushes its update",
-    "runkey.told": "a client has made its run key, and sends it",
+    "runkey.made": "a client has made its run key, and sends it",
     "round.noted": "a client has made its secrets for a secure round, and writes its keys",
     "keys.written": "a client pushes its keys",
     "keys.pushed": "a client trains for a secure round",

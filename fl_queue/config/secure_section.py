@@ -29,7 +29,7 @@ class SecureSection(Section):
 
     enabled: bool = option(
         False,
-        "updates are masked: whoever runs Redis and the aggregator learns their sum, and no single one",
+        "updates are masked: the operator of Redis and of the aggregator learns their sum, and no single one",
         use=_FIXED,
     )
     bits: int = option(

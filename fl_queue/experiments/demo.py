@@ -14,7 +14,7 @@ from fl_queue.config import loading
 from fl_queue.config.run_config import RunConfig
 from fl_queue.coordinator.rounds import lifecycle, runs
 from fl_queue.errors import ConfigError, RunFailed
-from fl_queue.experiments import launching, local_workers
+from fl_queue.experiments import launching, local_parties, local_workers
 from fl_queue.experiments.local_workers import LocalWorker
 from fl_queue.models import selection
 from fl_queue.protocol import identifiers
@@ -25,6 +25,8 @@ from fl_queue.store import Store
 from fl_queue.store.embedded import server_pair
 
 RUN = "demo"
+#: Overrides of a demo of secure rounds.
+SECURE = ("secure.enabled=true", "security.require_enrolment=true")
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ def run(
                 f"look inside with: {redis_cli(redis.url)}", highlight=False, soft_wrap=True
             )
             store = Store.open(redis.url, redis.blob_url, state_dir)
-            wanted = _workers(redis, clients, loaded)
+            wanted = _workers(store, redis, clients, loaded)
             started.enter_context(local_workers.workers(store, wanted, output / "logs", console))
             state = runs.start_run(store, RUN, loaded, count)
             lifecycle.advance(store, state.run_id)
@@ -111,12 +113,20 @@ def _write_files(store: Store, run_id: str, output: Path, state_dir: Path) -> De
 
 
 def _workers(
-    redis: server_pair.EmbeddedRedis, clients: int, loaded: RunConfig
+    store: Store, redis: server_pair.EmbeddedRedis, clients: int, loaded: RunConfig
 ) -> dict[str, LocalWorker]:
     """Choose the workers of the demo. Returns: name -> worker."""
     base = launching.with_data(WorkerSettings(redis.url, redis.blob_url, redis.state_dir), [loaded])
-    sites = [f"site-{number}" for number in range(1, clients + 1)]
+    names = [f"site-{number}" for number in range(1, clients + 1)]
     roles = {
         role: LocalWorker(role, base) for role in (identifiers.AGGREGATOR, identifiers.EVALUATOR)
     }
-    return roles | {site: LocalWorker("client", replace(base, client=site)) for site in sites}
+    sites = {name: replace(base, client=name) for name in names}
+    if loaded.secure.enabled:
+        keys = redis.state_dir / "keys"
+        keys.mkdir(mode=0o700)
+        # The evaluator makes version 0, and where clients are enrolled it has to be, too.
+        evaluator = local_parties.enrol_evaluator(store, base, keys)
+        roles[identifiers.EVALUATOR] = LocalWorker(identifiers.EVALUATOR, evaluator)
+        sites = local_parties.enrol(store, base, names, keys)
+    return roles | {name: LocalWorker("client", site) for name, site in sites.items()}

@@ -10,7 +10,7 @@ from fl_queue.client.site import WorkerSettings
 from fl_queue.common import files
 from fl_queue.coordinator.operations import enrolment
 from fl_queue.coordinator.operations.enrolment import RedisEndpoints
-from fl_queue.protocol import key_file, signing
+from fl_queue.protocol import identifiers, key_file, signing
 from fl_queue.protocol.parties import Parties
 from fl_queue.store import Store, credentials
 
@@ -22,7 +22,7 @@ def enrol(
     store: Store, base: WorkerSettings, clients: Iterable[str], folder: Path
 ) -> dict[str, WorkerSettings]:
     """
-    Enrol clients by keys that are made for them, each with all others as its peers.
+    Enrol clients by keys that are made for them, each with all of them as its peers.
 
     Args:
         store: Both servers, with this machine's state folder.
@@ -32,19 +32,31 @@ def enrol(
     Returns:
         Client -> its settings.
     """
-    place, keys = RedisEndpoints(base.url, base.blob_url, {}), dict[str, str]()
-    sites: dict[str, WorkerSettings] = {}
-    peers = folder / "parties.toml"
+    sites, keys, peers = dict[str, WorkerSettings](), dict[str, str](), folder / "parties.toml"
     for client in clients:
-        key, file = folder / f"{client}.key", folder / f"{client}.toml"
+        key = folder / f"{client}.key"
         keys[client] = signing.public_half(key_file.create(key, _HEAD))
-        made = enrolment.enroll(
-            store, client, place, 0, use_acl=True, open_server=True, public_key=keys[client]
-        )
-        credentials.write(file, made.credentials)
+        file = _credentials(store, base, client, folder, keys[client])
         sites[client] = replace(
             base, client=client, credentials=str(file), key=str(key), peers=str(peers)
         )
     with files.write_atomically(peers, mode=_READABLE) as written:
         written.write(Parties(keys).to_toml().encode())
     return sites
+
+
+def enrol_evaluator(store: Store, base: WorkerSettings, folder: Path) -> WorkerSettings:
+    """The settings of an enrolled evaluator. Args: as of ``enrol``."""
+    return replace(base, credentials=str(_credentials(store, base, identifiers.EVALUATOR, folder)))
+
+
+def _credentials(
+    store: Store, base: WorkerSettings, client: str, folder: Path, public_key: str = ""
+) -> Path:
+    """Enrol a client; returns the file of its credentials."""
+    file, place = folder / f"{client}.toml", RedisEndpoints(base.url, base.blob_url, {})
+    made = enrolment.enroll(
+        store, client, place, 0, use_acl=True, open_server=True, public_key=public_key
+    )
+    credentials.write(file, made.credentials)
+    return file

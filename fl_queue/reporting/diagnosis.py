@@ -7,8 +7,14 @@ from dataclasses import dataclass, field
 
 from fl_queue.coordinator.aggregator import rejections
 from fl_queue.coordinator.aggregator.round_end import capped, lost
-from fl_queue.coordinator.operations import enrolment
-from fl_queue.coordinator.rounds import eligibility, initialisation, preflight, runs
+from fl_queue.coordinator.operations import enrolment, stage_answers
+from fl_queue.coordinator.rounds import (
+    eligibility,
+    initialisation,
+    preflight,
+    runs,
+    stage_words,
+)
 from fl_queue.protocol import identifiers, virtual_clients
 from fl_queue.protocol.records import (
     AwaitedUpdate,
@@ -19,6 +25,7 @@ from fl_queue.protocol.records import (
     Refusals,
     Verdict,
 )
+from fl_queue.protocol.secure_state import Stage
 from fl_queue.store import RoundState, RunState, Store, keyspace
 from fl_queue.store.jobs import dispatch
 from fl_queue.store.jobs.dispatch import JobTicket
@@ -99,10 +106,15 @@ def why_open(store: Store, state: RunState, around: DiagnosisContext | None = No
         for client in current.cohort
         if client in receipts
     )
-    lines = [*around.lines, closing(current, received), *_failing(current)]
+    closes = closing(current, received)
+    if current.secure is not None:
+        closes = _closing_of_stage(store, state, current, received)
+    lines = [*around.lines, closes, *_failing(current)]
     if current.makers:
         lines.append(initialisation.who_is_asked(current, receipts))
     tickets = dispatch.tickets(store, state.run_id, state.round)
+    if current.secure is not None:
+        receipts = stage_answers.of_round(store, state.run_id, current, current.cohort)
     missing = _missing_groups if current.groups else _missing_clients
     lines += missing(store, state, current, receipts, tickets)
     lines += _left_out(store, state)
@@ -227,6 +239,19 @@ def closing(current: RoundState, received: int) -> str:
         f"{received} of {size} updates in, quorum {current.quorum} reached: closes when all are in, "
         f"at {since + current.grace_s:.0f} s (round.grace_s), or {deadline}; {counted}"
     )
+
+
+def _closing_of_stage(store: Store, state: RunState, current: RoundState, received: int) -> str:
+    """Describe the state of a secure round's stage, and when it ends."""
+    words = stage_words.progress(store, state.run_id, current, received)
+    config = runs.current_config(store, state.run_id, current.segment).secure
+    assert current.secure is not None
+    ends = {
+        Stage.keys: f"goes on with {current.quorum} or more at {config.keys_s:g} s (secure.keys_s)",
+        Stage.updates: f"closes as round.quorum and round.grace_s have it, at {current.deadline_s:g} s at the latest",
+        Stage.unmask: f"is abandoned at {current.deadline_s:g} s (secure.unmask_s)",
+    }[current.secure.stage]
+    return f"{words}; {ends}; {current.elapsed_s:.0f} s counted so far"
 
 
 def _failing(current: RoundState) -> list[str]:

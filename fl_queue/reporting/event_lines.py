@@ -131,7 +131,8 @@ def _version_untagged(event: Event, details: Details) -> str:
 
 
 def _evaluation_skipped(event: Event, details: Details) -> str:
-    return f"version {event.get('version')} has no closing evaluation{_reason(event)}"
+    why = str(event.get("reason") or "").removeprefix("no closing evaluation: ")
+    return f"version {event.get('version')} has no closing evaluation{f': {why}' if why else ''}"
 
 
 def _plain(text: str) -> Callable[[Event, Details], str]:

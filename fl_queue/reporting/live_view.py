@@ -97,7 +97,8 @@ def _header(snapshot: RunSnapshot, state: RunState) -> Text:
 
 
 def _round_line(snapshot: RunSnapshot, current: RoundState) -> Text:
-    words = f"{snapshot.received} updates in, quorum {current.quorum}, cohort {len(current.cohort)}"
+    stage = f"stage {current.secure.stage}: " if current.secure is not None else ""
+    words = f"{stage}{snapshot.received} updates in, quorum {current.quorum}, cohort {len(current.cohort)}"
     line = rich_console.text(
         f"  {current.progress(snapshot.received) if current.is_async else words}"
     )

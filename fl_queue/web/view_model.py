@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from fl_queue.coordinator.rounds import runs
+from fl_queue.coordinator.rounds import runs, stage_words
 from fl_queue.protocol import job_origins
 from fl_queue.protocol.records import Outcome, Purpose, Receipt, RoundRecord, updates_in
 from fl_queue.protocol.state import RunPhase
@@ -134,7 +134,7 @@ def headline(store: Store, state: RunState | None, current: RoundState | None, n
     if current.number != wanted:
         of = f"(for version {wanted} {of})"
     what = purposes.in_words(current.purpose, f"round {current.number} {of}")
-    return f"Training, {what}: {current.progress(received)}"
+    return f"Training, {what}: {stage_words.progress(store, state.run_id, current, received)}"
 
 
 def _clients(store: Store, state: RunState | None) -> list[dict[str, Any]]:

@@ -43,6 +43,7 @@ from fl_queue.protocol.records import Purpose, Receipt, Verdict
 from fl_queue.protocol.tensor_layout import Bytes
 from fl_queue.secure.round_view import SeenRound, check_bare, fetched_states
 from fl_queue.store import RoundState, keyspace, queries
+from fl_queue.store.control.stages import KINDS
 
 #: Purpose of a round -> the kind of message it wants.
 _WANTED_KIND = {
@@ -247,6 +248,8 @@ class UpdateIntake:
 
     def _refuse_past(self, header: Header, sender: str, key: str) -> None:
         """Record a message whose round has ended, or whose job was given up."""
+        if header.kind in KINDS:
+            return  # The round had enough of them: its client's update counts, or has a verdict of its own.
         age = self.round.base_version - header.base_version
         most = self.config.round.max_staleness
         if self.round.is_async and age > most:

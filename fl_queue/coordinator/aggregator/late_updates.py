@@ -20,6 +20,7 @@ from fl_queue.errors import MessageError
 from fl_queue.protocol.header import Header, chunk_count
 from fl_queue.protocol.records import Refusals, Verdict
 from fl_queue.store import RunState, Store, admission, keyspace
+from fl_queue.store.control.stages import KINDS
 
 #: Longest time for one run in one call, seconds: the healer has other runs to look at.
 _MAX_DRAIN_S = 0.5
@@ -32,8 +33,8 @@ def record(store: Store, run: str, header: Header, key: str = "") -> None:
     Args:
         key: Fingerprint of the key that signed it.
     """
-    if was_merged(store, run, header):
-        return
+    if header.kind in KINDS or was_merged(store, run, header):
+        return  # Of a secure round: it had enough of them.
     current = store.control.rounds.get(run, header.round)
     for own, _, _ in group_sum.headers(header):
         receipt = make_receipt(own, Verdict.late, f"round {header.round} had ended", key)

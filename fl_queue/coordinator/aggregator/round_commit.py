@@ -137,15 +137,7 @@ class RoundCommit:
         )
         failpoints.failpoint("checkpoint.written")
         self._lease.check()
-        record = self._with_sums(record, intake)
-        whole = replace(
-            record,
-            version=built.version,
-            digest=built.digest,
-            server_state=built.server_state,
-            left_out=intake.excluded_clients,
-            next_exponent=intake.next_exponent,
-        )
+        whole = self._with_version(record, built, intake)
         version = NewVersion(
             built.version,
             built.digest,
@@ -206,8 +198,21 @@ class RoundCommit:
             self._unmasked = intake.secure.unmask(merger, builder.base_tensors(merger.manifest))
         return builder.build_next(merger, strategy, self._lease.pulse.beat, record)
 
+    def _with_version(
+        self, record: RoundRecord, built: BuiltVersion, intake: UpdateIntake
+    ) -> RoundRecord:
+        """The record of a round with the version that it made."""
+        return replace(
+            self._with_sums(record, intake),
+            version=built.version,
+            digest=built.digest,
+            server_state=built.server_state,
+            left_out=intake.excluded_clients,
+            next_exponent=intake.next_exponent,
+        )
+
     def _with_sums(self, record: RoundRecord, intake: UpdateIntake) -> RoundRecord:
-        """The record of a secure round with what its sum has told; of another one as it is."""
+        """The record of a secure round with what its sum holds; of another one as it is."""
         signed, state = self._unmasked, self._current.state.secure
         if signed is None or state is None or intake.secure is None:
             return record

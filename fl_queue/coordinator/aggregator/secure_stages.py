@@ -1,7 +1,7 @@
 """
 The stages of a secure round: keys, updates, unmask. Each ends with a record that is frozen once, for good.
 
-A record is stored before the control server names it, so whoever reads its digest finds it. Another incarnation
+A record is stored before the control server names it, so a reader of its digest finds it. Another incarnation
 goes on in the stage that it finds.
 """
 

@@ -210,6 +210,9 @@ def _verify(
     version, digest = record.version or 0, record.digest or ""
     if record.outcome == Outcome.restored:
         return _verify_restored(store, state, record)
+    if record.secure:
+        reason = "it was a secure round: its masked updates are not kept"
+        return Verdict(record.round, version, "unknown", digest, reason=reason)
     config = current_config(store, state.run_id, record.config_segment)
     if not config.model.keep_updates:
         reason = "its updates were not kept; set model.keep_updates = true"

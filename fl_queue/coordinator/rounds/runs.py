@@ -12,7 +12,7 @@ from fl_queue.common.safe_json import dumps, printable
 from fl_queue.config import metric_choice
 from fl_queue.config.run_config import RunConfig, changed_fields
 from fl_queue.config.schema import is_fixed
-from fl_queue.coordinator.rounds import branching, statement_signing
+from fl_queue.coordinator.rounds import branching, stage_words, statement_signing
 from fl_queue.errors import ConfigError, MessageError, RunFailed, RunStateError, UnknownRun
 from fl_queue.protocol import events, identifiers, statements
 from fl_queue.protocol.records import Purpose, digest_of, updates_in
@@ -338,7 +338,9 @@ def describe_state(store: Store, state: RunState) -> str:
         Purpose.evaluate: "at all sites" if doing == EVALUATING else "closing evaluation",
         Purpose.sums: f"step {(state.version or 0) + 1} of at most {state.rounds_wanted}",
     }[current.purpose]
-    return f"is {doing}: {what}, {current.progress(received)}"
+    if current.secure is not None:
+        what = f"secure {what}"
+    return f"is {doing}: {what}, {stage_words.progress(store, state.run_id, current, received)}"
 
 
 def activity(store: Store, state: RunState) -> str:

@@ -1,13 +1,20 @@
-"""Secure rounds with real Redis and real worker processes: the same bits as in clear, whoever drops out."""
+"""
+Secure rounds with real Redis and real worker processes: the same bits as in clear, with any drop-outs.
+
+Through ``secure_rounds`` at the sites; ``secure_opening``, ``secure_intake``, ``secure_stages``, ``round_records``,
+``stage_answers`` and ``round_view`` at the operator's; and what they write: ``stages``, ``secure_records``.
+"""
 
 from __future__ import annotations
 
 import os
+import re
 import signal
 from collections.abc import Iterator
 
 import pytest
 
+from fl_queue.coordinator.rounds.runs import describe_state
 from fl_queue.protocol.records import RoundRecord
 from fl_queue.store.embedded import server_pair
 from tests.support.federation import wait_for
@@ -33,11 +40,21 @@ def federation(
             made.close()
 
 
+def _words(federation: SecureFederation, run: str, wanted: str) -> str:
+    """What ``status`` shows of a run (``stage_words``), once it has some words."""
+    state = federation.store.control.runs.get(run)
+    assert state is not None and (state.active or not wanted)
+    words = describe_state(federation.store, state)
+    return words if wanted in words else ""
+
+
 def test_a_secure_run_has_the_bits_of_the_plain_one(federation: SecureFederation) -> None:
     plain = federation.digests_of("same", *PLAIN, "round.quorum=4")
 
     run = federation.begin("same", *PLAIN, *SECURE, "round.quorum=4")
+    words = wait_for("the second stage", lambda: _words(federation, run, "stage updates"))
 
+    assert re.search(r"secure round \d, stage updates: \d of 4 masked updates in, quorum 4", words)
     assert federation.finish(run).state == "completed"
     history = federation.store.control.history.records(run)
     assert [sorted(record.accepted) for record in history] == [federation.clients] * 2
