@@ -15,6 +15,7 @@ import pytest
 from fl_queue.common import failpoints
 from fl_queue.store import keyspace
 from fl_queue.store.embedded.redis_server import Role
+from tests.fault import test_secure_kills
 from tests.fault.chaos.checks import data_leftovers
 from tests.support.federation import Federation, wait_for
 
@@ -39,6 +40,12 @@ EVALUATOR = ("client.started", "outbox.written", "update.pushed", "version.score
 BASE_PART = ("base.written", "base.published", "base.fetched", "round.committed")
 #: Of analyses; ``test_sums_kills`` has sites with tables.
 SUMS = ("rows.read", "ledger.noted")
+#: Of secure rounds, as ``test_secure_kills`` has them; the last two are walked in ``tests/unit/secure/test_vault.py``.
+SECURE = (
+    *test_secure_kills.AGGREGATOR,
+    *(p for _, points in test_secure_kills.OF_SITES for p in points),
+)
+SWEPT = ("closed.noted", "runkey.deleted")
 #: Of fits; as ``test_fit_kills`` has it.
 FITS = ("panel.shrunk",)
 HEALER = ("heal.given-back", "heal.healed", "heal.replaced")
@@ -234,7 +241,8 @@ def test_redis_killed_while_a_process_is_at(
 
 
 def test_every_point_is_walked_and_every_point_that_is_walked_exists() -> None:
-    walked = {*CLIENT, *AGGREGATOR, *EVALUATOR, *HEALER, *BASE_PART, *SUMS, *FITS, "run.created"}
+    walked = {*CLIENT, *AGGREGATOR, *EVALUATOR, *HEALER, *BASE_PART, *SUMS, *FITS, *SECURE, *SWEPT}
+    walked |= {"run.created"}
     source = "".join(
         path.read_text()
         for folder in ("fl_queue", "workers")
