@@ -33,10 +33,12 @@ def initialise(run: str, number: int) -> str:
 
 def unmask(run: str, number: int) -> str:
     """RQ job: reveal the shares that take the masks off a secure round's sum, once the site has checked whose."""
+    from fl_queue.client import secure_job
+
     client = WorkerSettings.from_environ().client
     try:
         with interruption.interruptible():
-            return round_job.unmask(run, number, client)
+            return secure_job.unmask(run, number, client)
     except interruption.RoundGivenUp as exc:
         return str(exc)
 
@@ -54,12 +56,14 @@ def tell_facts(run: str, segment: int) -> str:  # codespell:ignore tell
 
 
 def _respond(run: str, number: int, purpose: Purpose) -> str:
-    from fl_queue.client import round_job
+    from fl_queue.client import round_job, secure_job
 
     client = WorkerSettings.from_environ().client
     try:
         with interruption.interruptible():
-            return round_job.respond(run, number, client, purpose, site_worker.ask)
+            return round_job.respond(
+                run, number, client, purpose, site_worker.ask, secure_job.respond
+            )
     except interruption.RoundGivenUp as exc:
         return str(exc)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from fl_queue.client import secure_rounds, trust
+from fl_queue.client import trust
 from fl_queue.client.asking import Ask, facts_request
 from fl_queue.client.progress import refused
 from fl_queue.client.site import WorkerSettings
@@ -47,6 +47,10 @@ def report_facts(run: str, segment: int, ask: Ask) -> str:
         found = read_facts(site, state, config, ask)
     answer: dict[str, Any] = {"job": os.environ.get("RQ_JOB_ID", ""), "facts": found}
     if config is not None and config.secure.enabled:
+        from fl_queue.client import (
+            secure_rounds,
+        )  # Takes numpy, which the worker has no other use for.
+
         try:
             answer["run_key"] = secure_rounds.run_key(site, state.run_id)
         except RoundRefused as exc:

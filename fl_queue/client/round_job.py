@@ -19,9 +19,8 @@ from fl_queue.client import (
     client_state,
     outbox,
     pausing,
-    secure_rounds,
+    sweeping,
     trust,
-    unknown_runs,
 )
 from fl_queue.client.asking import REQUESTS, Ask, answer_of
 from fl_queue.client.assignment import ClientJob, DataWaits, fetch_base_part
@@ -31,7 +30,6 @@ from fl_queue.common import failpoints
 from fl_queue.config.run_config import RunConfig
 from fl_queue.errors import (
     LASTING,
-    FLQueueError,
     LocalStorageError,
     NoRoom,
     RoundEnded,
@@ -44,7 +42,6 @@ from fl_queue.protocol import virtual_clients
 from fl_queue.protocol.header import MAX_TEXT, Header
 from fl_queue.protocol.records import CANNOT, Purpose
 from fl_queue.protocol.trainer_messages import Answer, Request
-from fl_queue.secure.vault import Vault
 from fl_queue.store import AWAITED, REDIS_ERRORS, RoundState, RunState, Store, queries
 from fl_queue.store.jobs.rq_types import TimedOut
 from fl_queue.tasks.error_disclosure import failure_of, shown
@@ -53,9 +50,18 @@ log = logging.getLogger(__name__)
 
 #: Puts a response to a job into the outbox.
 Make = Callable[[ClientJob], None]
+#: Responds to a secure round: job, what makes its update or a decline, and whether it is a decline; as ``respond``.
+RespondSecure = Callable[[ClientJob, Make, bool], str]
 
 
-def respond(run: str, number: int, who: str, purpose: Purpose, ask: Ask) -> str:
+def respond(
+    run: str,
+    number: int,
+    who: str,
+    purpose: Purpose,
+    ask: Ask,
+    secure: RespondSecure | None = None,
+) -> str:
     """
     Respond to a round with one element, made once and pushed until it has arrived.
 
@@ -63,6 +69,7 @@ def respond(run: str, number: int, who: str, purpose: Purpose, ask: Ask) -> str:
         who: Client id, or ``evaluator``.
         purpose: The round's, as the job's function has it.
         ask: Makes it.
+        secure: Responds to a secure round; None: it is of a kind that has none.
 
     Returns:
         The outcome, for the log.
@@ -87,119 +94,21 @@ def respond(run: str, number: int, who: str, purpose: Purpose, ask: Ask) -> str:
         return "superseded by a newer attempt"
     job, declines = _accepted_job(store, site, who, state, current, purpose)
     make = declines or asking(ask, purpose)
-    if current.secure is not None and purpose == Purpose.train:
-        return _respond_secure(job, make, is_declined=declines is not None)
+    if secure is not None and current.secure is not None and purpose == Purpose.train:
+        return secure(job, make, declines is not None)
     try:
         found = find_or_make(job, make)
     except RoundEnded as exc:
         return str(exc)
-    allowed = _approved(job, *found) if site.approve else found
+    allowed = approved(job, *found) if site.approve else found
     if allowed is None:
         return "waits for a decision at its site"
     pushed = push(job, *allowed)
     failpoints.failpoint("update.pushed")
     if pushed and site.approve:
         _register_examples(job, allowed[0])
-    sweep(store, site, who)
+    sweeping.sweep(store, site, who)
     return "pushed" if pushed else "the round ended before it could be pushed"
-
-
-# Secure rounds
-
-
-def _respond_secure(job: ClientJob, make: Make, is_declined: bool) -> str:
-    """Respond to a secure round: keys first, then the masked update, each made once."""
-    try:
-        found = secure_rounds.kept(job, outbox.SUFFIX)
-        trained = secure_rounds.kept(job, outbox.TRAINED)
-        if found is None and trained is None and is_declined:
-            make(job)
-        elif found is None or found[0].kind == "update":
-            waits = _send_masked(job, make, found is None)
-            if waits:
-                return waits
-        found = secure_rounds.kept(job, outbox.SUFFIX)
-        if found is None:
-            raise RoundEnded(f"round {job.round.number} goes on without", public=True)
-        pushed = push(job, *found)
-    except RoundEnded as exc:
-        return str(exc)
-    failpoints.failpoint("update.pushed")
-    sweep(job.store, job.site, job.who)
-    return "pushed" if pushed else "the round ended before it could be pushed"
-
-
-def _send_masked(job: ClientJob, make: Make, is_new: bool) -> str:
-    """Send keys, and have the masked update, or a failure, in the outbox; returns why the job ends without it."""
-    try:
-        part = secure_rounds.SecureRound(job, push)
-        part.send_keys()
-        if not is_new:
-            return ""
-        trained = secure_rounds.kept(job, outbox.TRAINED)
-        if trained is None:
-            make(part.job)
-            trained = secure_rounds.kept(job, outbox.TRAINED)
-        if trained is None:
-            return ""  # The training has failed: that is in the outbox.
-        allowed = _approved(job, *trained) if job.site.approve else trained
-        if allowed is None:
-            return "waits for a decision at its site"
-        if allowed[0].kind == "update":
-            part.mask(allowed)
-    except secure_rounds.REFUSALS as exc:
-        _refuse(job, exc, outbox.SUFFIX if is_new else "")
-    return ""
-
-
-def unmask(run: str, number: int, who: str) -> str:
-    """
-    Answer a secure round that is being unmasked.
-
-    Returns:
-        The outcome, for the log.
-
-    Raises:
-        StoreUnavailable: The control server cannot be used; the job is begun again when it can.
-    """
-    site = WorkerSettings.from_environ()
-    store = site.connected()
-    current, state = store.control.rounds.get(run, number), store.control.runs.get(run)
-    if state is None or current is None or current.secure is None or not current.open:
-        return "the round has ended"
-    newest = store.control.rounds.job(run, number, who)
-    if newest.get("job") != os.environ.get("RQ_JOB_ID"):
-        return "superseded by a newer attempt"
-    try:
-        # Neither a pause nor quiet hours: it takes nothing of the site's data.
-        job = replace(_trusted_job(store, site, who, state, current, Purpose.train), unmasks=True)
-    except RoundRefused as exc:
-        refused(store, site, exc)
-        return str(exc)
-    try:
-        secure_rounds.SecureRound(job, push).unmask(is_again=newest.get("attempt", 1) > 1)
-    except RoundEnded as exc:
-        return str(exc)
-    except secure_rounds.REFUSALS as exc:
-        _refuse(job, exc, outbox.UNMASK)
-        found = secure_rounds.kept(job, outbox.UNMASK)
-        return "refused" if found is not None and push(job, *found) else "the round has ended"
-    return "pushed"
-
-
-def _refuse(job: ClientJob, why: FLQueueError, suffix: str) -> None:
-    """
-    Record why this site takes no part in a round any more, and put that into the outbox.
-
-    Args:
-        suffix: Of the file; empty: what was sent stays as it is.
-    """
-    reason = str(why)
-    refused(job.store, job.site, RoundRefused(reason))
-    if suffix and secure_rounds.kept(job, suffix) is None:
-        lasts = isinstance(why, RoundRefused) and why.lasts
-        failure = _failure(job, reason, RoundRefused.__name__ if lasts else "")
-        outbox.write(job.site.outbox, failure, suffix=suffix)
 
 
 # Trust and pauses: a site may decline a job
@@ -215,7 +124,7 @@ def _accepted_job(
 ) -> tuple[ClientJob, Make | None]:
     """A job, and what makes the response of a site that declines; None: it takes part."""
     try:
-        job = _trusted_job(store, site, who, state, current, purpose)
+        job = trusted_job(store, site, who, state, current, purpose)
     except RoundRefused as exc:
         refused(store, site, exc)
         # Nothing of a refused config is used: the refusal is sent with the default options.
@@ -227,7 +136,7 @@ def _accepted_job(
     return job, _declining(why) if declines else None
 
 
-def _trusted_job(
+def trusted_job(
     store: Store,
     site: WorkerSettings,
     who: str,
@@ -263,7 +172,7 @@ def _declining(why: str, cannot: str = "") -> Make:
     return lambda job: _fail(job, why, cannot)
 
 
-def _failure(job: ClientJob, reason: str, cannot: str = "") -> Header:
+def failure_header(job: ClientJob, reason: str, cannot: str = "") -> Header:
     """
     Header of a failure.
 
@@ -274,7 +183,7 @@ def _failure(job: ClientJob, reason: str, cannot: str = "") -> Header:
     return replace(job.header("failure"), reason=reason[:MAX_TEXT], environment=environment)
 
 
-def _approved(job: ClientJob, header: Header, body: memoryview) -> tuple[Header, memoryview] | None:
+def approved(job: ClientJob, header: Header, body: memoryview) -> tuple[Header, memoryview] | None:
     """
     The response that may leave by the site's decision; None while there is no decision.
 
@@ -292,7 +201,7 @@ def _approved(job: ClientJob, header: Header, body: memoryview) -> tuple[Header,
         return None
     if found.approved:
         return header, body
-    outbox.write(job.site.outbox, _failure(job, found.reason))
+    outbox.write(job.site.outbox, failure_header(job, found.reason))
     return _reread(path)
 
 
@@ -325,27 +234,10 @@ def push(job: ClientJob, header: Header, body: memoryview) -> bool:
 def tidy(store: Store, site: WorkerSettings, who: str) -> None:
     """Remove the files of ended rounds and runs from this host."""
     outbox.remove_unfinished(site.outbox, who)
-    sweep(store, site, who)
+    sweeping.sweep(store, site, who)
     host_cache.sweep(site.cache, partial(queries.is_over, store.control))
     for kept in (site.client_states, site.fits):
         client_state.sweep(kept, store.control.runs.is_needed)
-
-
-def sweep(store: Store, site: WorkerSettings, who: str) -> int:
-    """Remove a client's answers of ended rounds, and before them its secrets; returns how many answers are left."""
-    may_go = unknown_runs.may_go(store.control, site.state_dir)
-    Vault(site.state_dir, who).sweep(
-        lambda run, number: may_go(run, number, who), partial(_is_over, store, site)
-    )
-    return outbox.sweep(site.outbox, who, may_go)
-
-
-def _is_over(store: Store, site: WorkerSettings, run: str) -> bool:
-    """Whether a run asks for nothing any more: it is not training, or is gone for good."""
-    state = store.control.runs.get(run)
-    if state is not None:
-        return not state.active
-    return unknown_runs.UnknownRuns(store.control, site.state_dir).is_gone(run)
 
 
 def find_or_make(job: ClientJob, make: Make) -> tuple[Header, memoryview]:
@@ -473,4 +365,4 @@ def _is_written(job: ClientJob, request: Request) -> bool:
 
 def _fail(job: ClientJob, reason: str, cannot: str = "") -> None:
     """Put a failure into the outbox. Args: ``cannot``: as of ``_failure``."""
-    outbox.write(job.site.outbox, _failure(job, reason, cannot))
+    outbox.write(job.site.outbox, failure_header(job, reason, cannot))

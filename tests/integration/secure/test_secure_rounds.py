@@ -1,7 +1,7 @@
 """
 Secure rounds with real Redis and real worker processes: the same bits as in clear, with any drop-outs.
 
-Through ``secure_rounds`` at the sites; ``secure_opening``, ``secure_intake``, ``secure_stages``, ``round_records``,
+Through ``secure_job``, ``secure_rounds`` and ``sweeping`` at the sites; ``secure_opening``, ``secure_intake``, ``secure_stages``, ``round_records``,
 ``stage_answers`` and ``round_view`` at the operator's; and what they write: ``stages``, ``secure_records``.
 """
 
