@@ -96,18 +96,23 @@ def respond(
     make = declines or asking(ask, purpose)
     if secure is not None and current.secure is not None and purpose == Purpose.train:
         return secure(job, make, declines is not None)
+    return _respond_in_clear(job, make)
+
+
+def _respond_in_clear(job: ClientJob, make: Make) -> str:
+    """Have the response made, unless it lies in the outbox, and push it as far as the site lets it leave."""
     try:
         found = find_or_make(job, make)
     except RoundEnded as exc:
         return str(exc)
-    allowed = approved(job, *found) if site.approve else found
+    allowed = approved(job, *found) if job.site.approve else found
     if allowed is None:
         return "waits for a decision at its site"
     pushed = push(job, *allowed)
     failpoints.failpoint("update.pushed")
-    if pushed and site.approve:
+    if pushed and job.site.approve:
         _register_examples(job, allowed[0])
-    sweeping.sweep(store, site, who)
+    sweeping.sweep(job.store, job.site, job.who)
     return "pushed" if pushed else "the round ended before it could be pushed"
 
 
