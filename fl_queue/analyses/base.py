@@ -17,6 +17,7 @@ import numpy as np
 
 from fl_queue.analyses.differencing import Grouping
 from fl_queue.analyses.exact_digits import carry
+from fl_queue.analyses.filters import Condition
 from fl_queue.analyses.time_grids import Curve
 from fl_queue.errors import MessageError, PolicyRefusal
 from fl_queue.protocol.arrays import Float64s, Int64s
@@ -46,17 +47,19 @@ class Columns:
         categories: Name of a column of texts -> its levels, as the config lists them.
         dates: Those of ``numbers`` that hold dates, read as days since 1970-01-01.
         texts: Names of columns whose different texts are counted.
+        filters: Names of columns that conditions are about.
     """
 
     numbers: tuple[str, ...]
     categories: Mapping[str, tuple[str, ...]]
     dates: tuple[str, ...] = ()
     texts: tuple[str, ...] = ()
+    filters: tuple[str, ...] = ()
 
     @property
     def names(self) -> tuple[str, ...]:
         """All names, sorted."""
-        return tuple(sorted({*self.numbers, *self.categories, *self.texts}))
+        return tuple(sorted({*self.numbers, *self.categories, *self.texts, *self.filters}))
 
 
 @dataclass(frozen=True)
@@ -281,6 +284,15 @@ class Analysis(ABC):
 
     def groupings(self) -> Sequence[Grouping]:
         """The ways in which rows are grouped, for comparisons with those of other questions."""
+        return ()
+
+    def row_sets(self, table: SiteRows) -> Sequence[Int64s]:
+        """Places in a table of rows that sums are of, where those are a part that the config chooses, after ``local``."""
+        return ()
+
+    @property
+    def where(self) -> tuple[Condition, ...]:
+        """Conditions that its rows meet; none: all rows."""
         return ()
 
     def curves(self) -> Sequence[Curve]:

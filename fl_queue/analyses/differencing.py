@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from fl_queue.analyses.filters import Condition
 from fl_queue.protocol.arrays import Int64s
 
 #: Before the columns of a grouping by gaps.
@@ -26,22 +27,43 @@ class Grouping:
         category: Column that groups them; empty: by whether one of the columns in ``levels`` has a gap.
         levels: Its levels, as the config lists them. Columns with ``ALL`` as the first of them: sums over the rows
             without a gap are shown however few other rows there are; none: those over all rows of ``number``.
-        listed: Of those columns, categories with levels: a row with another text is as one with a gap.
+        listed: Of those columns, categories with levels: a row with another text is as one with a gap. Beside a
+            ``category``: another one, whose levels cut each of its groups.
+        where: Conditions of the rows, as texts; other rows are a group of their own.
     """
 
     number: str
     category: str
     levels: tuple[str, ...]
     listed: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    where: tuple[str, ...] = ()
 
     @property
     def columns(self) -> tuple[str, ...]:
         """Columns that decide which group a row is in."""
-        return (self.category,) if self.category else tuple(filter(None, self.levels))
+        found = (self.category,) if self.category else tuple(filter(None, self.levels))
+        more = (*(name for name, _ in self.listed), *(one.column for one in self.conditions))
+        return tuple(dict.fromkeys((*found, *more)))
+
+    @property
+    def conditions(self) -> tuple[Condition, ...]:
+        """Of ``where``."""
+        return tuple(map(Condition.of_text, self.where))
+
+    @property
+    def is_table(self) -> bool:
+        """Whether two categories make the groups."""
+        return bool(self.category and self.listed)
 
     def is_compared(self, other: Grouping) -> bool:
-        """Whether sums of one may be subtracted from those of the other; counts of other categories are not."""
-        if self == other or self.number != other.number:
+        """
+        Whether sums of one may be subtracted from those of the other.
+
+        Of the same rows, counts of other categories are not; of other rows, each may be.
+        """
+        if self.where != other.where:
+            return True
+        if self == other or self.number != other.number or self.is_table or other.is_table:
             return False
         ways = {(one.category, one.levels) for one in (self, other)}
         if ("", ()) in ways:
@@ -59,12 +81,23 @@ def isolates_few(left: Int64s, right: Int64s, least: int) -> bool:
     """
     if not len(left) or least < 2:
         return False
+    return any(few < least for _, _, few in nested(left, right))
+
+
+def nested(left: Int64s, right: Int64s) -> list[tuple[int, int, int]]:
+    """
+    Groups of which one lies within the other, with further rows in that one: group of ``left``, of ``right``, rows.
+
+    Args:
+        left, right: (N,) group of each row, from 0; N > 0.
+    """
     width = int(right.max()) + 1
     shape = (int(left.max()) + 1, width)
     both = np.bincount(left * width + right, minlength=shape[0] * width).reshape(shape)
     only_left = both.sum(axis=1)[:, None] - both
     only_right = both.sum(axis=0)[None, :] - both
-    meets = both > 0
-    few_left = (only_right == 0) & (only_left > 0) & (only_left < least)
-    few_right = (only_left == 0) & (only_right > 0) & (only_right < least)
-    return bool((meets & (few_left | few_right)).any())
+    found = []
+    for inside, beyond in ((only_right, only_left), (only_left, only_right)):
+        at = np.nonzero((both > 0) & (inside == 0) & (beyond > 0))
+        found += [(int(a), int(b), int(beyond[a, b])) for a, b in zip(*at, strict=True)]
+    return found

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from fl_queue.analyses import time_grids
+from fl_queue.analyses import filters, time_grids
+from fl_queue.analyses.filters import Condition
 from fl_queue.analyses.time_grids import Curve
 from fl_queue.errors import ConfigError
 
@@ -32,6 +33,7 @@ class Questions:
         curves: Questions about survival.
         dates: Those of ``numbers`` and ``correlated`` that hold dates.
         named: Categories whose levels are asked for by name.
+        where: Conditions that the rows meet.
     """
 
     numbers: tuple[str, ...]
@@ -43,6 +45,7 @@ class Questions:
     curves: tuple[Curve, ...]
     dates: tuple[str, ...]
     named: tuple[str, ...]
+    where: tuple[Condition, ...] = ()
 
     @classmethod
     def of_options(cls, options: Mapping[str, Any]) -> Questions:
@@ -80,7 +83,12 @@ class Questions:
         for name in dates:
             _check_listed("task.dates", name, (*numbers, *correlated), "task.numbers")
         quantiles = tuple(options["quantiles"])
-        return cls(numbers, quantiles, levels, groups, tables, correlated, curves, dates, named)
+        where = filters.of_texts(options.get("where", ()))
+        if where:
+            _check_of_all({"quantiles": quantiles, "survival": curves, "vocabulary": named})
+        return cls(
+            numbers, quantiles, levels, groups, tables, correlated, curves, dates, named, where
+        )
 
 
 def _check_numbers(
@@ -98,6 +106,15 @@ def _check_numbers(
         raise ConfigError("task.numbers", "is empty, as task.levels is; list columns of one")
     if len(correlated) == 1:
         raise ConfigError("task.correlation", "names one column; list two or more")
+
+
+def _check_of_all(asked: Mapping[str, Any]) -> None:
+    """Raise ConfigError for options that are asked of all rows alone. Args: ``asked``: their values by name."""
+    for name, found in asked.items():
+        if found:
+            raise ConfigError(
+                f"task.{name}", "is of all rows, and not asked with task.where; leave one out"
+            )
 
 
 def check(options: Mapping[str, Any]) -> None:

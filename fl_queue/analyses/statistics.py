@@ -8,6 +8,7 @@ Of each step the state keeps the sum. Counts of few rows are withheld or joined 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from itertools import combinations_with_replacement
 from typing import Any
@@ -37,6 +38,7 @@ from fl_queue.analyses.base import (
 )
 from fl_queue.analyses.differencing import Grouping
 from fl_queue.analyses.exact_digits import PRODUCTS, VALUES
+from fl_queue.analyses.filters import Condition
 from fl_queue.analyses.questions import Questions
 from fl_queue.analyses.statistics_result import ROUNDING
 from fl_queue.analyses.suppression import Mask, withheld, without_few
@@ -65,7 +67,13 @@ class Statistics(Analysis):
         """Columns of numbers, and categories with their levels."""
         timed = (name for curve in self.asked.curves for name in (curve.time, curve.event))
         numbers = tuple(dict.fromkeys((*self.asked.numbers, *self.asked.correlated, *timed)))
-        return Columns(numbers, self.asked.levels, self.asked.dates, self.asked.named)
+        filters = tuple(dict.fromkeys(one.column for one in self.where))
+        return Columns(numbers, self.asked.levels, self.asked.dates, self.asked.named, filters)
+
+    @property
+    def where(self) -> tuple[Condition, ...]:
+        """Of ``task.where``."""
+        return self.asked.where
 
     @property
     def steps(self) -> int:
@@ -92,19 +100,27 @@ class Statistics(Analysis):
         if asked.correlated:
             found.append(f"correlation of {', '.join(asked.correlated)}")
         found += [f"names of the levels of {name}" for name in asked.named]
-        return [*found, *(curve.question for curve in asked.curves)]
+        found += [curve.question for curve in asked.curves]
+        where = " and ".join(one.text for one in asked.where)
+        return [f"{one} where {where}" for one in found] if where else found
 
     def groupings(self) -> Sequence[Grouping]:
-        """Of each category as it is counted, of each number by level, and of the rows without a gap."""
-        levels = self.asked.levels
-        counted = [Grouping("", name, tuple(found)) for name, found in levels.items()]
-        whole = self.asked.correlated
-        return [
-            *counted,
+        """Of each category and table as it is counted, of each number by level, and of the rows without a gap."""
+        levels, whole = self.asked.levels, self.asked.correlated
+        where = tuple(one.text for one in self.where)
+        found = [
+            *(Grouping("", name, tuple(listed)) for name, listed in levels.items()),
             *(Grouping(number, "", ()) for number in self.asked.numbers),
             *(Grouping(number, "", whole) for number in whole),
             *(Grouping(number, name, tuple(levels[name])) for number, name in self.asked.groups),
+            *(
+                Grouping("", left, tuple(levels[left]), ((right, tuple(levels[right])),))
+                for left, right in self.asked.tables
+            ),
         ]
+        # Of all rows, the count of them is no group of any.
+        found += [Grouping("", "", ())] if where else []
+        return [replace(one, where=where) for one in found]
 
     def curves(self) -> Sequence[Curve]:
         """The questions about survival."""

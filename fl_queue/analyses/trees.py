@@ -101,6 +101,13 @@ class Trees(Analysis):
         listed = self.columns.categories.items()
         return (*whole, *(Grouping("", name, levels) for name, levels in listed))
 
+    def row_sets(self, table: SiteRows) -> Sequence[Int64s]:
+        """The rows that are trained on, if others are held out."""
+        site: Site | None = table.scratch.get("trees")
+        if site is None or not len(site.validation):
+            return ()
+        return (site.places[site.training],)
+
     # The words
 
     def _state(self, words: Int64s) -> State:

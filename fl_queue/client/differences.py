@@ -14,10 +14,11 @@ import numpy as np
 
 from fl_queue.analyses import survival
 from fl_queue.analyses.base import Analysis, Limits
-from fl_queue.analyses.differencing import ALL, Grouping, isolates_few
+from fl_queue.analyses.differencing import ALL, Grouping, isolates_few, nested
 from fl_queue.analyses.suppression import without_few
 from fl_queue.analyses.telling_sums import is_telling
 from fl_queue.analyses.time_grids import Curve
+from fl_queue.client import table_file
 from fl_queue.client.table_file import ReadTable
 from fl_queue.errors import PolicyRefusal
 from fl_queue.protocol.arrays import Float64s, Int64s
@@ -85,11 +86,12 @@ class _Asked:
 
         Value times count, of each level that is shown, is a part of the sum: the rest is the sum of all other rows.
         """
-        every, summed = self.groupings | self.known, self._summed()
-        for one in sorted(every, key=repr):
+        for one in sorted(self.groupings | self.known, key=repr):
             name = one.category
-            is_new = one in self.groupings or name in self._summed(is_new=True)
-            if one.number or name not in summed or name not in self.read.texts or not is_new:
+            is_new = one in self.groupings or name in self._summed(one.where, is_new=True)
+            if one.number or one.is_table or not name or not is_new:
+                continue
+            if name not in self._summed(one.where):
                 continue
             rest = self.read.texts[name].numbers[self._codes(one) == len(one.levels)]
             if self._are_few(rest):
@@ -97,10 +99,11 @@ class _Asked:
                     f"the sum of {name} and its levels, asked before or with it, differ by too few rows (min_cell)"
                 )
 
-    def _summed(self, *, is_new: bool = False) -> set[str]:
-        """Columns of numbers whose sums are shown. Args: ``is_new``: by this question."""
+    def _summed(self, where: tuple[str, ...] = (), *, is_new: bool = False) -> set[str]:
+        """Columns of numbers whose sums over these rows are shown. Args: ``is_new``: by this question."""
         every = self.groupings if is_new else self.groupings | self.known
-        return {one.number for one in every if one.number not in dict(one.listed)} - {""}
+        found = (one for one in every if one.where == where)
+        return {one.number for one in found if one.number not in dict(one.listed)} - {""}
 
     def check_curves(self, curves: Collection[Curve]) -> None:
         """Raise PolicyRefusal if counts of times, and those of this or an earlier question, differ by a few rows."""
@@ -110,7 +113,7 @@ class _Asked:
                     continue
                 codes = [self._curve_codes(curve) for curve in (one, other)]
                 least = self.limits.min_cell
-                if survival.differ_by_few(one, other, self.read.table, codes, least):
+                if survival.differ_by_few(one, other, self.read.whole, codes, least):
                     raise PolicyRefusal(_about_times(one))
 
     def check_times(self) -> None:
@@ -157,7 +160,7 @@ class _Asked:
         """Of each row its time and its event, NaN where there is none, and its group."""
         texts, codes = self.read.texts, self._curve_codes(curve)
         if codes is None:
-            codes = np.zeros(self.read.table.rows, np.int64)
+            codes = np.zeros(self.read.whole.rows, np.int64)
         return texts[curve.time].numbers, texts[curve.event].numbers, codes
 
     def _are_few(self, values: Float64s) -> bool:
@@ -172,28 +175,44 @@ class _Asked:
         return without_few(codes, len(curve.levels), self.limits.min_cell)
 
     def _differ_by_few(self, one: Grouping, other: Grouping) -> bool:
+        """Whether a group lies within one of the other, and the rows between them are few, or their sum is of few."""
         codes = [self._codes(grouping) for grouping in (one, other)]
-        if one.number:
-            numbers = self.read.table.numbers.get(one.number)
-            if numbers is None:
-                is_there = ~self.read.texts[one.number].is_missing
-            else:
-                is_there = ~np.isnan(numbers)
-            codes = [each[is_there] for each in codes]
-        return isolates_few(codes[0], codes[1], self.limits.min_cell)
+        if one.number != other.number or not one.number:
+            return isolates_few(codes[0], codes[1], self.limits.min_cell)
+        values = self.read.whole.numbers.get(one.number)
+        if values is None:
+            values = self.read.texts[one.number].numbers
+        is_there = ~np.isnan(values)
+        left, right = (each[is_there] for each in codes)
+        if isolates_few(left, right, self.limits.min_cell):
+            return True
+        if one.where == other.where or not len(left):
+            return False
+        return any(
+            is_telling(values[is_there][(left == a) != (right == b)], self.limits)
+            for a, b, _ in nested(left, right)
+        )
 
     def _codes(self, grouping: Grouping) -> Int64s:
         """The group of each row, as it is counted: a refusal shows no more of a rare text than an answer would."""
-        texts, listed = self.read.texts, len(grouping.levels)
+        texts = self.read.texts
+        is_in = table_file.rows_of(grouping.conditions, texts, self.read.whole.rows)
+        groups, size = np.zeros(int(is_in.sum()), np.int64), 1
         if grouping.category:
-            codes = texts[grouping.category].placed(grouping.levels)
-            return without_few(codes, listed, self.limits.min_cell)
-        gaps = np.zeros(self.read.table.rows, np.bool_)
-        for name in grouping.columns:
-            gaps |= texts[name].is_missing
-        for name, levels in grouping.listed:
-            gaps |= texts[name].placed(levels) >= len(levels)
-        return gaps.astype(np.int64)
+            for name, levels in ((grouping.category, grouping.levels), *grouping.listed):
+                codes = texts[name].placed(levels)[is_in]
+                groups = groups * (len(levels) + 2)
+                groups += without_few(codes, len(levels), self.limits.min_cell)
+                size *= len(levels) + 2
+        else:
+            gaps = [texts[name].is_missing[is_in] for name in filter(None, grouping.levels)]
+            gaps += [
+                texts[name].placed(known)[is_in] >= len(known) for name, known in grouping.listed
+            ]
+            groups, size = np.any([groups > 0, *gaps], axis=0).astype(np.int64), 2
+        found = np.full(len(is_in), size, np.int64)
+        found[is_in] = groups
+        return found
 
 
 def _about_times(curve: Curve) -> str:
@@ -201,7 +220,14 @@ def _about_times(curve: Curve) -> str:
 
 
 def _named(grouping: Grouping) -> str:
-    if not grouping.category:
-        what = "correlation" if grouping.levels[:1] != (ALL,) else "trees or regression"
-        return f"{what} of {grouping.number}" if grouping.levels else grouping.number
-    return f"{grouping.number} by {grouping.category}" if grouping.number else grouping.category
+    where = f" where {' and '.join(grouping.where)}" if grouping.where else ""
+    if grouping.category:
+        beside = "".join(f" by {name}" for name, _ in grouping.listed)
+        named = (
+            f"{grouping.number} by {grouping.category}" if grouping.number else grouping.category
+        )
+        return f"{named}{beside}{where}"
+    if not grouping.levels:
+        return f"{grouping.number or 'rows'}{where}"
+    what = "correlation" if grouping.levels[:1] != (ALL,) else "trees or regression"
+    return f"{what} of {grouping.number}{where}"

@@ -11,7 +11,7 @@ import json
 import os
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, astuple, dataclass, field
 from pathlib import Path
@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from blake3 import blake3
 
 from fl_queue.analyses.differencing import Grouping
 from fl_queue.analyses.time_grids import Curve
@@ -63,6 +64,7 @@ class Entry:
         groupings: How rows were grouped: of each question that does, as of ``written``.
         curves: Times to an event that were counted: time, event, category, levels and times of each question.
         fit_step: Number of the step of a fit, from 1; 0: it is none.
+        parts: Digests of the rows that are trained on, where others are held out.
         state: Digest of the earlier step's sum, from which this one was laid out; empty: it is the first.
     """
 
@@ -82,6 +84,7 @@ class Entry:
     state: str = ""
     curves: tuple[tuple[str, str, str, tuple[str, ...], tuple[float, ...]], ...] = ()
     fit_step: int = 0
+    parts: tuple[str, ...] = ()
 
     @property
     def grouped(self) -> list[Grouping]:
@@ -117,7 +120,7 @@ class _Day:
         size: Bytes that were read.
         lines: Their lines.
         last: The last of these bytes, at most ``_LAST``: another file in this one's place differs there.
-        groupings, curves, tables: Of all entries.
+        groupings, curves, tables, parts: Of all entries.
         asked: Their keys.
         answers: Run id, round and client -> the keys of each answer.
     """
@@ -128,6 +131,7 @@ class _Day:
     groupings: set[Grouping] = field(default_factory=set)
     curves: set[Curve] = field(default_factory=set)
     tables: set[str] = field(default_factory=set)
+    parts: set[str] = field(default_factory=set)
     asked: set[_Key] = field(default_factory=set)
     answers: dict[tuple[str, int, str], set[frozenset[_Key]]] = field(default_factory=dict)
 
@@ -136,6 +140,7 @@ class _Day:
         self.groupings.update(entry.grouped)
         self.curves.update(Curve(*one) for one in entry.curves)
         self.tables.add(entry.table)
+        self.parts.update(entry.parts)
         self.asked |= entry.keys
         answer = (entry.run_id, entry.round, entry.client)
         self.answers.setdefault(answer, set()).add(entry.keys)
@@ -238,9 +243,15 @@ class Ledger:
             raise DataError(str(path), "is damaged; restore it, or remove the folder ledger")
         return key
 
-    def note(self, entry: Entry, hashes: Rows, policy: SitePolicy) -> None:
+    def note(
+        self, entry: Entry, hashes: Rows, policy: SitePolicy, parts: Sequence[Rows] = ()
+    ) -> None:
         """
         Note an answer that is about to be given; the same one is noted once a round.
+
+        Args:
+            hashes: Of its rows, ascending.
+            parts: The same of each of ``entry.parts``.
 
         Raises:
             PolicyRefusal: It may not be given: too many questions, or too few rows differ from an earlier table.
@@ -250,10 +261,19 @@ class Ledger:
         try:
             files.folder(self._folder)
             with files.file_lock(self._folder / "lock"):
-                self._check_changes(entry, hashes, policy)
+                days = self._days()
+                tables = {name for day in days for name in day.tables}
+                self._check_changes(
+                    hashes, tables - {entry.table}, policy, "its table differs from the one"
+                )
+                trained = {name for day in days for name in day.parts}
+                for digest, rows in zip(entry.parts, parts, strict=True):
+                    what = "the rows that are trained on differ from those"
+                    self._check_changes(rows, trained - {digest}, policy, what)
                 if self._is_noted(entry, policy):
                     return
-                self._keep_rows(entry, hashes)
+                for digest, rows in ((entry.table, hashes), *zip(entry.parts, parts, strict=True)):
+                    self._keep_rows(digest, rows)
                 self._append(entry)
         except OSError as exc:
             raise LocalStorageError(
@@ -273,13 +293,19 @@ class Ledger:
             )
         return False
 
-    def _check_changes(self, entry: Entry, hashes: Rows, policy: SitePolicy) -> None:
+    def _check_changes(
+        self, hashes: Rows, tables: Collection[str], policy: SitePolicy, what: str
+    ) -> None:
         """
         Raise PolicyRefusal if a few rows make the difference to a table that was asked before.
 
         That one may have been another file: a copy under another name, or last month's.
+
+        Args:
+            tables: Digests of those.
+            what: Begins the refusal.
         """
-        for table in sorted({name for day in self._days() for name in day.tables} - {entry.table}):
+        for table in sorted(tables):
             path = self._rows_of(table)
             if not path.exists():
                 raise DataError(
@@ -288,12 +314,10 @@ class Ledger:
             earlier = np.load(path, allow_pickle=False)
             for few in (_beyond(hashes, earlier), _beyond(earlier, hashes)):
                 if 0 < few < policy.min_cell:
-                    raise PolicyRefusal(
-                        "its table differs from the one of an earlier question by too few rows (min_cell)"
-                    )
+                    raise PolicyRefusal(f"{what} of an earlier question by too few rows (min_cell)")
 
-    def _keep_rows(self, entry: Entry, hashes: Rows) -> None:
-        path = self._rows_of(entry.table)
+    def _keep_rows(self, digest: str, hashes: Rows) -> None:
+        path = self._rows_of(digest)
         if not path.exists():
             files.folder(path.parent)
             with files.write_atomically(path) as file:
@@ -377,6 +401,7 @@ def _entry(raw: dict[str, Any]) -> Entry:
             raise TypeError(name)
     groupings = (written(_grouping(*one)) for one in raw["groupings"])
     listed = {name: tuple(raw[name]) for name in ("questions", "columns")}
+    listed["parts"] = tuple(raw.get("parts", ()))
     curves = (
         (time, event, name, tuple(levels), tuple(points))
         for time, event, name, levels, points in raw.get("curves", ())
@@ -384,18 +409,29 @@ def _entry(raw: dict[str, Any]) -> Entry:
     return Entry(**{**raw, **listed, "groupings": tuple(groupings), "curves": tuple(curves)})
 
 
+def digest_of(hashes: Rows) -> str:
+    """Digest of rows, by their hashes in ascending order; hexadecimal."""
+    return blake3(hashes.astype("<u8").tobytes()).hexdigest()
+
+
 def written(grouping: Grouping) -> tuple[Any, ...]:
-    """A grouping as an entry has it; without its last field where that is empty, as earlier versions wrote it."""
+    """A grouping as an entry has it; without its last fields where these are empty, as earlier versions wrote it."""
     found = astuple(grouping)
-    return found if grouping.listed else found[:-1]
+    if grouping.where:
+        return found
+    return found[:-1] if grouping.listed else found[:-2]
 
 
 def _grouping(
-    number: str, category: str, levels: list[str], listed: list[tuple[str, list[str]]] | None = None
+    number: str,
+    category: str,
+    levels: list[str],
+    listed: Iterable[tuple[str, list[str]]] = (),
+    where: Iterable[str] = (),
 ) -> Grouping:
     """From an entry's JSON."""
-    known = tuple((name, tuple(each)) for name, each in listed or ())
-    return Grouping(number, category, tuple(levels), known)
+    known = tuple((name, tuple(each)) for name, each in listed)
+    return Grouping(number, category, tuple(levels), known, tuple(where))
 
 
 def _beyond(these: Rows, those: Rows) -> int:

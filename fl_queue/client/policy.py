@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -17,7 +17,9 @@ from typing import Any
 
 from blake3 import blake3
 
+from fl_queue.analyses import filters
 from fl_queue.analyses.base import MAX_ROUNDING, Limits
+from fl_queue.analyses.filters import Condition
 from fl_queue.common.options import Option, as_plain, unknown_key
 from fl_queue.common.safe_json import dumps
 from fl_queue.config.analysis_catalog import ANALYSES
@@ -91,6 +93,13 @@ RULES: dict[str, Option] = {
     "never": Option(
         "strs", (), 'columns that do not exist for a question, patterns such as ["name", "*_id"]'
     ),
+    "filters": Option(
+        "strs",
+        (),
+        'conditions that task.where may have, such as ["sex", "age >= 18", "age < *"]: a name lets in equality with any value, a star any value; empty: none',
+        check=filters.problem,
+        newer=True,
+    ),
     "allow": Option(
         "strs",
         (),
@@ -136,7 +145,7 @@ class SitePolicy:
 
     Args:
         min_rows, min_cell, dominance, max_questions, max_parameters, max_numbers, max_levels, name_levels, columns,
-            never, allow, per_site, round, share, trees: See ``RULES``.
+            never, filters, allow, per_site, round, share, trees: See ``RULES``.
     """
 
     min_rows: int = RULES["min_rows"].default
@@ -149,6 +158,7 @@ class SitePolicy:
     name_levels: bool = RULES["name_levels"].default
     columns: tuple[str, ...] = ()
     never: tuple[str, ...] = ()
+    filters: tuple[str, ...] = ()
     allow: tuple[str, ...] = ()
     per_site: bool = True
     round: int = RULES["round"].default
@@ -195,6 +205,16 @@ class SitePolicy:
             if len(levels) > self.max_levels:
                 raise PolicyRefusal(
                     f"{name} has more levels than a question may list ({self.max_levels}, max_levels)"
+                )
+
+    def check_where(self, conditions: Sequence[Condition]) -> None:
+        """Raise PolicyRefusal unless rows may be chosen so, and DataError for a column that is hidden."""
+        for one in conditions:
+            if not self.is_visible(one.column):
+                raise DataError("table", f"has no column {one.column}", public=True)
+            if not any(map(one.is_let_in, self.filters)):
+                raise PolicyRefusal(
+                    f"a condition on {one.column} is not in its list (filters); leave it out of task.where"
                 )
 
     def check_asked(self, kind: str, *, is_per_site: bool = False) -> None:

@@ -52,14 +52,26 @@ class SiteTable:
     book: Ledger
 
     @cached_property
-    def hashes(self) -> Rows:
+    def _hashes(self) -> Rows:
         """Of the rows, as of ``ReadTable.row_hashes``. Raises DataError, LocalStorageError."""
         return self.read.row_hashes(self.book.key())
 
     @cached_property
+    def hashes(self) -> Rows:
+        """The same, ascending."""
+        return np.sort(self._hashes)
+
+    @cached_property
+    def parts(self) -> tuple[Rows, ...]:
+        """Hashes of the rows that are trained on, ascending, where others are held out; after the first step's words."""
+        return tuple(
+            np.sort(self._hashes[places]) for places in self.analysis.row_sets(self.read.table)
+        )
+
+    @cached_property
     def digest(self) -> str:
-        """Of all rows; hexadecimal."""
-        return blake3(self.hashes.astype("<u8").tobytes()).hexdigest()
+        """Of the rows that the question is about; hexadecimal."""
+        return ledger.digest_of(self.hashes)
 
 
 def check_allowed(site: WorkerSettings, config: RunConfig) -> Analysis:
@@ -90,6 +102,7 @@ def read(site: WorkerSettings, config: RunConfig) -> SiteTable:
     """
     analysis, rules = check_allowed(site, config), policy.read(site.policy)
     rules.check_asked(config.run.task, is_per_site=config.is_per_site)
+    rules.check_where(analysis.where)
     folder, file = site.data_folder(config), str(config.task["file"])
     if not folder:
         raise ConfigError("data.dir", "is empty; start the worker with --data FOLDER", public=True)
@@ -103,7 +116,7 @@ def read(site: WorkerSettings, config: RunConfig) -> SiteTable:
     beside |= {name for curve in curves for name in curve.columns}
     delimiter, decimal = (str(config.task.get(name, "")) for name in ("delimiter", "decimal"))
     form = TableForm(delimiter, decimal)
-    found = table_file.read(path, analysis.columns, rules, beside, form)
+    found = table_file.read(path, analysis.columns, rules, beside, form, analysis.where)
     rules.check_levels(analysis.columns.categories)
     return SiteTable(analysis, found, rules, whole, taken, book)
 
@@ -189,7 +202,7 @@ def answer(
     differences.check(
         analysis, found.read, rules.limits, found.book.groupings(), found.book.curves()
     )
-    found.book.note(_entry(request, found, state, number), found.hashes, rules)
+    found.book.note(_entry(request, found, state, number), found.hashes, rules, found.parts)
     if step is not None:
         fit.note(step, found.digest)
     failpoints.failpoint("ledger.noted")
@@ -216,4 +229,5 @@ def _entry(request: Request, found: SiteTable, state: Int64s, fit_step: int) -> 
         curves=tuple(map(astuple, analysis.curves())),
         state=blake3(state.astype("<i8").tobytes()).hexdigest() if state.any() else "",
         fit_step=fit_step,
+        parts=tuple(map(ledger.digest_of, found.parts)),
     )

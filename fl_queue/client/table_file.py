@@ -14,8 +14,10 @@ import numpy as np
 
 from fl_queue import tables
 from fl_queue.analyses.base import Columns, SiteRows
+from fl_queue.analyses.filters import Condition
+from fl_queue.analyses.suppression import Mask
 from fl_queue.client.policy import SitePolicy
-from fl_queue.errors import DataError
+from fl_queue.errors import DataError, PolicyRefusal
 from fl_queue.protocol.arrays import Float64s
 from fl_queue.tables import Column, TableForm, Texts
 from fl_queue.tables.cell_hash import Hashes
@@ -27,7 +29,9 @@ class ReadTable:
     A table as it was read.
 
     Args:
-        table: The columns that were asked for.
+        table: The columns that were asked for, of the rows that a question is about.
+        whole: The same of all rows.
+        is_in: (rows,) whether a row of the file is one of those.
         texts: Category -> each row's text, and of further columns whose groups are compared.
         path: The file.
         form: Of a text file.
@@ -35,6 +39,8 @@ class ReadTable:
     """
 
     table: SiteRows
+    whole: SiteRows
+    is_in: Mask
     texts: Mapping[str, Texts]
     path: Path
     form: TableForm
@@ -42,7 +48,7 @@ class ReadTable:
 
     def row_hashes(self, key: bytes) -> Hashes:
         """
-        Hashes of all rows over all columns of the file, (rows,) ascending.
+        Hashes of the rows that a question is about, over all columns of the file, (rows,) in their order.
 
         Args:
             key: 32 bytes; it stays at the site, so that no row can be looked up.
@@ -52,7 +58,7 @@ class ReadTable:
         """
         found = tables.hashes(self.path, self.form, key)
         _check_unchanged(self.path, self.seen)
-        return np.sort(found)
+        return found[self.is_in]
 
 
 def read(
@@ -61,6 +67,7 @@ def read(
     policy: SitePolicy,
     beside: Collection[str] = (),
     form: TableForm | None = None,
+    where: Sequence[Condition] = (),
 ) -> ReadTable:
     """
     Read the columns that an analysis asks for.
@@ -69,22 +76,22 @@ def read(
         policy: Columns that it hides are as if they were not there.
         beside: Columns whose texts are wanted, too, as far as they are there.
         form: Of a text file; detected unless it is given.
+        where: Conditions of the rows that a question is about.
 
     Raises:
         ConfigError: pyarrow is not installed.
-        PolicyRefusal: The table has too few rows.
+        PolicyRefusal: The table has too few rows, or the conditions leave in or out too few.
         DataError: The file cannot be read, a column is missing or stands twice, a row has another length than the
             header, or a cell is no number.
     """
     seen = _seen(path)
     wanted = [_column(name, columns) for name in columns.names]
     header, form = tables.header_of(path, wanted, form or TableForm(), policy.is_visible)
-    beside = {name for name in beside if name and header.count(name) == 1} - {
-        *columns.categories,
-        *columns.texts,
-    }
+    beside = {name for name in (*beside, *columns.filters) if name and header.count(name) == 1}
+    beside -= {*columns.categories, *columns.texts}
     try:
-        numbers = _numbers(path, [one for one in wanted if one.kind != "category"], form)
+        kinds = ("category", "text")
+        numbers = _numbers(path, [one for one in wanted if one.kind not in kinds], form)
         texts = tables.texts(path, [*columns.categories, *columns.texts], beside, form)
     except DataError:
         # It may name a line: that is about one row.
@@ -95,12 +102,42 @@ def read(
     policy.limits.check_rows(rows[0])
     codes = {name: texts[name].placed(levels) for name, levels in columns.categories.items()}
     counted = {name: texts[name].counted() for name in columns.texts}
-    return ReadTable(SiteRows(rows[0], numbers, codes, texts=counted), texts, path, form, seen)
+    whole = SiteRows(rows[0], numbers, codes, texts=counted)
+    is_in = rows_of(where, texts, rows[0])
+    table = _part(whole, is_in, policy) if where else whole
+    return ReadTable(table, whole, is_in, texts, path, form, seen)
+
+
+def rows_of(where: Sequence[Condition], texts: Mapping[str, Texts], rows: int) -> Mask:
+    """
+    Rows (rows,) that meet all conditions; a missing cell meets none.
+
+    Raises:
+        DataError: A column holds something else than what a condition compares it with.
+    """
+    found = np.ones(rows, np.bool_)
+    for one in where:
+        column = texts[one.column]
+        # The code of a missing cell is -1, the last one.
+        found &= np.append(one.holds(column.names), False)[column.codes]
+    return found
+
+
+def _part(whole: SiteRows, is_in: Mask, policy: SitePolicy) -> SiteRows:
+    """Rows that meet the conditions. Raises PolicyRefusal: they, or the others, are few."""
+    rows = int(is_in.sum())
+    policy.limits.check_rows(rows, "task.where leaves fewer rows than its min_rows")
+    if 0 < whole.rows - rows < policy.min_cell:
+        raise PolicyRefusal("task.where leaves out too few rows (min_cell)")
+    numbers = {name: values[is_in] for name, values in whole.numbers.items()}
+    return SiteRows(rows, numbers, {name: codes[is_in] for name, codes in whole.codes.items()})
 
 
 def _column(name: str, columns: Columns) -> Column:
     if name in columns.categories or name in columns.texts:
         return Column(name, "category")
+    if name not in columns.numbers:
+        return Column(name, "text")
     return Column(name, "date" if name in columns.dates else "number")
 
 

@@ -100,6 +100,12 @@ ANALYSES: dict[str, AnalysisEntry] = {
                 "whether the numbers of each site alone are asked for, too; a site answers if per_site of its policy is true",
                 newer=True,
             ),
+            "where": Option(
+                "strs",
+                (),
+                'conditions of the rows that are asked about, such as ["age >= 18", "sex = F"]; a site answers those that filters of its policy lists',
+                newer=True,
+            ),
             "groups": Option(
                 "strs", (), 'means by level, such as ["age by sex"]: of task.numbers by task.levels'
             ),

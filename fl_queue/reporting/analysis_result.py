@@ -80,7 +80,12 @@ def completed(config: RunConfig, found: Mapping[str, Any]) -> dict[str, Any]:
     if found.get("per_site"):
         sites = found["per_site"].items()
         found = {**found, "per_site": {site: completed(config, one) for site, one in sites}}
-    return {"task": config.run.task, "file": config.task["file"], **found}
+    assert config.analysis is not None
+    where = [one.text for one in config.analysis.where]
+    about = {"task": config.run.task, "file": config.task["file"]} | (
+        {"where": where} if where else {}
+    )
+    return {**about, **found}
 
 
 def file_text(found: Mapping[str, Any], suffix: str) -> str:

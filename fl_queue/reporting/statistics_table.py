@@ -32,7 +32,9 @@ class TextTable:
 def header(found: _Found) -> str:
     """The line above all tables. Args: ``found``: of ``analysis_result.completed``."""
     sites = f"{found['sites']} site{'' if found['sites'] == 1 else 's'}"
-    return f"{found['file']}: {found['rows']:,} rows at {sites}"
+    where = " and ".join(found.get("where", ()))
+    chosen = f" where {where}" if where else ""
+    return f"{found['file']}{chosen}: {found['rows']:,} rows at {sites}"
 
 
 def tables(found: _Found) -> Iterator[TextTable]:

@@ -48,6 +48,8 @@ class Site:
         self._least = max(limits.min_cell, 1)
         targets, is_there = _targets(plan, table)
         self.targets = targets[is_there]
+        #: In the table, of each row that has a target.
+        self.places: Int64s = np.flatnonzero(is_there).astype(np.int64)
         self.dropped = int(table.rows - len(self.targets))
         self._numbers = [table.numbers[name][is_there] for name in plan.numbers]
         self._codes = [table.codes[name][is_there] for name in plan.levels]

@@ -473,3 +473,170 @@ def test_trees_of_other_levels_of_a_category(site: WorkerSettings) -> None:
     asked = RunConfig.from_dict({"run": {"task": "trees"}, "task": task})
     with pytest.raises(PolicyRefusal, match="ward, and what was asked before"):
         answer(site, asked, "s")
+
+
+def _patients(site: WorkerSettings, elders: int, *filters: str) -> None:
+    """A table of 200 patients of two sexes and three wards, of whom so many women are 90 or more."""
+    rows = [
+        f"{(90 if row % 2 == 0 and row < 2 * elders else 20) + row % 7},{'FM'[row % 2]},{'abc'[row % 3]},"
+        f"{row % 11 + 1}.5"
+        for row in range(200)
+    ]
+    (Path(site.data_dir) / "table.csv").write_text("\n".join(["age,sex,ward,crp", *rows]) + "\n")
+    Path(site.policy).write_text(f"min_rows = 50\nmin_cell = 10\nfilters = {[*filters]}\n")
+
+
+LEVELS = {"sex": ["F", "M"], "ward": ["a", "b", "c"]}
+
+
+def test_rows_that_meet_conditions(site: WorkerSettings) -> None:
+    """Equal to a table of these rows alone; the ledger has the question with its conditions, and their number."""
+    _patients(site, 30, "sex", "age < *")
+    asked = {
+        "numbers": ["crp"],
+        "levels": LEVELS,
+        "groups": ["crp by ward"],
+        "tables": ["sex by ward"],
+    }
+    found = answer(site, config(**asked, where=["sex = F", "age < 90.0"]))
+    entry = next(iter(Ledger(site.state_dir).entries()))
+    assert entry.rows == 70
+    assert entry.questions[0] == "numbers crp where age < 90 and sex = F"
+    assert entry.columns == ("age", "crp", "sex", "ward")
+    assert all(one.where == ("age < 90", "sex = F") for one in entry.grouped)
+    path = Path(site.data_dir) / "table.csv"
+    head, *rows = path.read_text().splitlines()
+    path.write_text("\n".join([head, *(row for row in rows if ",F," in row and row < "9")]) + "\n")
+    alone = replace(site, state_dir=site.state_dir / "other")
+    assert np.array_equal(answer(alone, config(**asked)), found)
+
+
+@pytest.mark.parametrize(
+    ("where", "problem"),
+    [
+        (["ward = a"], r"a condition on ward is not in its list \(filters\)"),
+        (["age > 30"], r"a condition on age is not in its list"),
+        (["sex = F", "age < 90"], "task.where leaves fewer rows than its min_rows"),
+        (["age < 96"], r"task.where leaves out too few rows \(min_cell\)"),
+    ],
+)
+def test_conditions_that_a_site_refuses(
+    site: WorkerSettings, where: list[str], problem: str
+) -> None:
+    """Those that its policy does not list, and those that leave in or out a few rows."""
+    _patients(site, 60, "sex", "age < *")
+    with pytest.raises(PolicyRefusal, match=problem):
+        answer(site, config(levels=LEVELS, where=where))
+
+
+def test_a_hidden_column_is_no_condition(site: WorkerSettings) -> None:
+    """It does not exist, as a column that is not there."""
+    _patients(site, 30, "sex")
+    with Path(site.policy).open("a") as rules:
+        rules.write('never = ["sex"]\n')
+    with pytest.raises(DataError, match="has no column sex"):
+        answer(site, config(levels={"ward": ["a"]}, where=["sex = F"]))
+    Path(site.policy).write_text('filters = ["ward < *"]')
+    with pytest.raises(DataError, match="compares numbers, and not all cells are"):
+        answer(site, config(levels={"sex": ["F"]}, where=["ward < 3"]))
+
+
+YOUNGER = ["sex = F", "age < 90"]
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+@pytest.mark.parametrize(("elders", "is_refused"), [(3, True), (0, False), (30, False)])
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"levels": LEVELS, "where": ["sex = F"]},
+        {"levels": {"sex": ["F"]}},
+        {"numbers": ["age"], "levels": {"sex": ["F"]}, "groups": ["age by sex"]},
+        {"levels": {"sex": ["F", "M"], "ward": ["a", "b"]}, "tables": ["ward by sex"]},
+        {"numbers": ["age"], "where": ["sex = F"]},
+    ],
+)
+def test_questions_whose_rows_differ_by_a_few(
+    site: WorkerSettings, other: dict[str, Any], elders: int, is_refused: bool, is_first: bool
+) -> None:
+    """Women, and women below 90: the few above follow, by whatever groups of these rows are counted or summed."""
+    _patients(site, elders, "sex", "age < *")
+    asked = [config(numbers=["age"], levels=LEVELS, where=YOUNGER), config(**other)]
+    first, second = asked if is_first else asked[::-1]
+    answer(site, first)
+    if not is_refused:
+        answer(site, second, "s")
+        return
+    with pytest.raises(PolicyRefusal, match="differ"):
+        answer(site, second, "s")
+
+
+def test_tables_of_all_rows_and_levels_of_some(site: WorkerSettings) -> None:
+    """A cell of a table less a level's rows among some is a few rows, though neither line of the table is."""
+    _patients(site, 30, "sex", "age < *")
+    path = Path(site.data_dir) / "table.csv"
+    # All women of 90 and more but three are in ward a.
+    head, *rows = path.read_text().splitlines()
+    seen, changed = 0, []
+    for row in rows:
+        age, sex, ward, crp = row.split(",")
+        is_elder = sex == "F" and age >= "90"
+        seen += is_elder
+        changed.append(f"{age},{sex},{('b' if seen <= 3 else 'a') if is_elder else ward},{crp}")
+    path.write_text("\n".join([head, *changed]) + "\n")
+    answer(site, config(levels=LEVELS, tables=["ward by sex"]))
+    with pytest.raises(PolicyRefusal, match="ward where age < 90 and sex = F, and what was asked"):
+        answer(site, config(levels={"ward": ["a", "b", "c"]}, where=YOUNGER), "s")
+
+
+def test_a_sum_of_rows_between_that_one_of_them_makes(site: WorkerSettings) -> None:
+    """The women above 90 are enough, and one of them has nearly all of their sum."""
+    _patients(site, 30, "sex", "age < *")
+    path = Path(site.data_dir) / "table.csv"
+    text = path.read_text()
+    row = next(line for line in text.splitlines() if line.startswith("9"))
+    path.write_text(text.replace(row, row.rpartition(",")[0] + ",99999", 1))
+    crp = {"numbers": ["crp"]}
+    Path(site.policy).write_text('min_cell = 10\nfilters = ["sex", "age < *"]\n')
+    answer(site, config(**crp, where=["sex = F"]))
+    with pytest.raises(PolicyRefusal, match=r"crp where .* differ by too few rows"):
+        answer(site, config(**crp, where=YOUNGER), "s")
+
+
+def test_a_table_in_which_a_few_rows_that_meet_conditions_are_new(site: WorkerSettings) -> None:
+    """Though many other rows are new, too."""
+    _patients(site, 0, "sex")
+    asked = config(levels={"ward": ["a", "b", "c"]}, where=["sex = F"])
+    answer(site, asked)
+    with (Path(site.data_dir) / "table.csv").open("a") as file:
+        file.write("33,M,a,1.5\n" * 20 + "33,F,a,1.5\n")
+    with pytest.raises(PolicyRefusal, match="differs from the one of an earlier question"):
+        answer(site, asked, "s")
+
+
+@pytest.mark.parametrize(
+    ("share", "seed", "is_refused"), [(0.21, 0, True), (0.2, 0, False), (0.2, 1, False)]
+)
+def test_trees_that_hold_out_a_few_rows_more(
+    site: WorkerSettings, share: float, seed: int, is_refused: bool
+) -> None:
+    """Those of a larger share are those of a smaller one and a few more: their cells would follow."""
+    _regression(site, "age", 0)
+    Path(site.policy).write_text('min_rows = 40\nmin_cell = 10\ntrees = "clear"\n')
+
+    def asked(validation: float, seed: int) -> RunConfig:
+        return RunConfig.from_dict(
+            {
+                "run": {"task": "trees"},
+                "task": {**_trees("y").task, "validation": validation, "seed": seed},
+            }
+        )
+
+    answer(site, asked(0.2, 0))
+    if not is_refused:
+        answer(site, asked(share, seed), "s")
+        return
+    with pytest.raises(
+        PolicyRefusal, match="rows that are trained on differ from those of an earlier"
+    ):
+        answer(site, asked(share, seed), "s")

@@ -108,3 +108,23 @@ def test_survival_and_named_levels_are_among_the_tables() -> None:
     assert "levels of drug,y,,is named,1" in analysis_result.file_text(found, ".csv")
     assert "survival week,all,20,survival,0.5" in analysis_result.file_text(found, ".csv")
     assert statistics_table.file_text(found, ".xlsx") is None
+
+
+def test_conditions_stand_beside_the_file(tmp_path: Path, frame: pd.DataFrame) -> None:
+    """In each form; the counts are those of pandas."""
+    asked = CONFIG.replace("quantiles = [0.5]", 'where = ["age>=40.0", "sex = F"]')
+    (tmp_path / "site.toml").write_text('filters = ["age >= 40", "sex"]\nmin_rows = 20\n')
+    frame.to_csv(tmp_path / "table.csv", index=False)
+    (tmp_path / "survey.toml").write_text(asked)
+    words = ["statistics", str(tmp_path / "survey.toml"), "--here", "--data", str(tmp_path)]
+    words += ["--policy", str(tmp_path / "site.toml"), "--state-dir", str(tmp_path / "state")]
+    rows = int(((frame["age"] >= 40) & (frame["sex"] == "F")).sum())
+    line = f"table.csv where age >= 40 and sex = F: {rows} rows at 1 site"
+    shown = CliRunner().invoke(cli, words)
+    assert shown.exit_code == 0, shown.output
+    assert line in shown.output
+    found = json.loads(CliRunner().invoke(cli, [*words, "--json"]).output)
+    assert found["where"] == ["age >= 40", "sex = F"]
+    assert line in analysis_result.file_text(found, ".md")
+    refused = CliRunner().invoke(cli, [*words[:5], "--state-dir", str(tmp_path / "state")])
+    assert "a condition on age is not in its list (filters)" in str(refused.exception)

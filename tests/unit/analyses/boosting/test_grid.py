@@ -61,7 +61,8 @@ def test_the_first_margin_does_not_hang_on_a_logarithm_s_last_bit(
 ) -> None:
     """The score is near the mean, and its margin is not near the middle between two float32."""
     score, margin = gradients.base(objective, mean)
-    assert score == pytest.approx(mean, rel=1e-5)
+    # Where a step of the score is nearly so many whole steps of the margin, it takes hundreds: 0.9697010278995857.
+    assert score == pytest.approx(mean, rel=1e-4)
     exact = np.log(score / (1 - score)) if objective == "binary" else np.log(score)
     # XGBoost divides in float32.
     assert margin == pytest.approx(exact, rel=1e-4, abs=1e-6)
