@@ -7,6 +7,7 @@ followed to its end. Where all times are points of the grid, these are the estim
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -46,7 +47,7 @@ def kaplan_meier(points: Float64s, events: Int64s, censored: Int64s) -> dict[str
         if rows:
             survival *= (rows - died) / rows
             variance += died / (rows * (rows - died)) if died < rows else 0.0
-        low, high = _interval(survival, variance)
+        low, high = _interval(survival, variance, Z95)
         found["survival"].append(survival)
         found["error"].append(survival * float(np.sqrt(variance)))
         found["low"].append(low)
@@ -63,12 +64,29 @@ def kaplan_meier(points: Float64s, events: Int64s, censored: Int64s) -> dict[str
     }
 
 
-def _interval(survival: float, variance: float) -> tuple[float, float]:
-    """The 95 % interval of a curve. Args: ``variance``: Greenwood's sum, of log S."""
+def with_quantile(points: Float64s, curve: Mapping[str, Any], quantile: float) -> dict[str, Any]:
+    """
+    A curve with other intervals.
+
+    Args:
+        points, curve: Of ``kaplan_meier``.
+        quantile: Of the normal distribution, of a two-sided interval.
+    """
+    pairs = zip(curve["survival"], curve["error"], strict=True)
+    ends = [
+        _interval(value, (error / value) ** 2 if value else 0.0, quantile) for value, error in pairs
+    ]
+    low, high = ([end[place] for end in ends] for place in (0, 1))
+    medians = {"median_low": _median(points, low), "median_high": _median(points, high)}
+    return {**curve, "low": low, "high": high, **medians}
+
+
+def _interval(survival: float, variance: float, quantile: float) -> tuple[float, float]:
+    """The interval of a curve. Args: ``variance``: Greenwood's sum, of log S; ``quantile``: of ``with_quantile``."""
     if not 0 < survival < 1:
         return survival, survival
     log = float(np.log(survival))
-    spread = Z95 * float(np.sqrt(variance)) / log
+    spread = quantile * float(np.sqrt(variance)) / log
     low, high = (survival ** float(np.exp(sign * spread)) for sign in (-1, 1))
     return low, high
 

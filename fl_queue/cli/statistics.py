@@ -34,6 +34,7 @@ from fl_queue.experiments import launching
 from fl_queue.reporting import (
     analysis_result,
     evaluation_report,
+    p_values,
     rich_console,
     statistics_plot,
 )
@@ -48,6 +49,15 @@ _output = output_option(
 )
 
 
+_level = click.option(
+    "--level",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    default=p_values.LEVEL,
+    show_default=True,
+    help="Of the intervals of a regression and of survival curves.",
+)
+
+
 @dataclass(frozen=True)
 class _Asking:
     """What is asked, and of which run."""
@@ -57,6 +67,7 @@ class _Asking:
     here: bool
     data: str
     policy: Path | None
+    level: float
     overrides: tuple[str, ...]
 
 
@@ -76,6 +87,7 @@ _asking = collect(
     ),
     click.option("--data", default="", metavar="FOLDER", help="With --here: folder of the table."),
     file_option("--policy", "policy", help="With --here: the site's policy file."),
+    _level,
     set_option(),
 )
 
@@ -133,20 +145,23 @@ def _ask(deployment: Deployment, asking: _Asking, task: str) -> Mapping[str, Any
     if loaded.run.task != task:
         raise ConfigError("run.task", f"is {loaded.run.task}; set it to {task}")
     if asking.here:
-        return _here(deployment, loaded, asking.data, asking.policy)
+        return _here(deployment, loaded, asking)
     if asking.data or asking.policy is not None:
         field = "--data" if asking.data else "--policy"
         raise ConfigError(field, "is for --here; a site has its own")
     name = asking.name or launching.default_run_name(asking.config)
-    return computed(deployment, loaded, name)
+    return computed(deployment, loaded, name, asking.level)
 
 
-def computed(deployment: Deployment, config: RunConfig, name: str) -> dict[str, Any]:
+def computed(
+    deployment: Deployment, config: RunConfig, name: str, level: float = p_values.LEVEL
+) -> dict[str, Any]:
     """
     The result of an analysis, once its run has ended; at once, if it has.
 
     Args:
         name: Of the run.
+        level: Of its intervals.
 
     Raises:
         RunStateError: It failed, or has another config.
@@ -155,39 +170,44 @@ def computed(deployment: Deployment, config: RunConfig, name: str) -> dict[str, 
     deployment = deployment.with_config(config)
     with ExitStack() as started:
         return analysis_result.read(
-            *following.completed(started, deployment, name, config, "result")
+            *following.completed(started, deployment, name, config, "result"), level
         )
 
 
 @click.command()
 @run_argument()
+@_level
 @_output
 @json_option
 @connection_options
-def result(deployment: Deployment, run: str, output: Path | None, as_json: bool) -> None:
+def result(
+    deployment: Deployment, run: str, level: float, output: Path | None, as_json: bool
+) -> None:
     """Show the result of RUN, an analysis of tables or an evaluation."""
     store = deployment.open()
     state = runs.find_run(store, run)
     if evaluation_report.is_evaluation(store, state):
+        if level != p_values.LEVEL:
+            raise ConfigError(
+                "--level", f"is not of an evaluation, whose intervals are of {p_values.LEVEL}"
+            )
         show(evaluation_report.read(store, state), output, as_json)
         return
-    _show(analysis_result.read(store, state), output, as_json)
+    _show(analysis_result.read(store, state, level), output, as_json)
 
 
-def _here(
-    deployment: Deployment, config: RunConfig, data: str, policy: Path | None
-) -> dict[str, Any]:
+def _here(deployment: Deployment, config: RunConfig, asking: _Asking) -> dict[str, Any]:
     """The result of this site alone, under its policy; nothing is sent, and nothing noted."""
     from fl_queue.client import sums
 
-    if not data:
+    if not asking.data:
         raise ConfigError("--data", "is missing; name the folder of the table")
     site = replace(
         deployment.site(),
-        data_dir=data_folder(data),
-        policy=str(policy.absolute() if policy else ""),
+        data_dir=data_folder(asking.data),
+        policy=str(asking.policy.absolute() if asking.policy else ""),
     )
-    return analysis_result.completed(config, sums.preview(site, config))
+    return analysis_result.completed(config, sums.preview(site, config), asking.level)
 
 
 def _show(found: Mapping[str, Any], output: Path | None, as_json: bool) -> None:

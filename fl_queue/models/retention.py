@@ -62,7 +62,7 @@ def kept_versions(store: Store, state: RunState, config: RunConfig) -> set[int]:
     versions, count = store.control.versions.all(state.run_id), config.model.keep_versions
     analysis = config.analysis
     # Without the states in between nothing of a fit could be verified; trees, whose states are large, have many.
-    if not count or (analysis is not None and analysis.has_budget and config.model.keep_updates):
+    if not count or (analysis is not None and analysis.has_budget and config.keeps_answers):
         return set(versions)
     newest = max(versions, default=-1)
     best = best_version(store, state.run_id, config)

@@ -17,6 +17,7 @@ from fl_queue.errors import ConfigError, RunStateError
 from fl_queue.models.model_store import ModelStore
 from fl_queue.protocol import tensor_layout
 from fl_queue.reporting import (
+    p_values,
     regression_table,
     rich_console,
     site_answers,
@@ -45,9 +46,12 @@ def analysis_of(store: Store, state: RunState) -> Analysis:
     return found
 
 
-def read(store: Store, state: RunState) -> dict[str, Any]:
+def read(store: Store, state: RunState, level: float = p_values.LEVEL) -> dict[str, Any]:
     """
     The result of a run, with its name.
+
+    Args:
+        level: Of its intervals, between 0 and 1.
 
     Raises:
         RunStateError: The run trains a model, or has no result yet.
@@ -68,18 +72,26 @@ def read(store: Store, state: RunState) -> dict[str, Any]:
     if found is None:
         raise RunStateError(state.name, f"has no result yet: it is {state.state}")
     panel = {"panel": state.panel.to_dict()} if state.panel is not None else {}
-    return {"run": state.name, **completed(config, found), **panel}
+    return {"run": state.name, **completed(config, found, level), **panel}
 
 
-def completed(config: RunConfig, found: Mapping[str, Any]) -> dict[str, Any]:
-    """A result with the task and the file that it is about, and with p-values. Args: ``found``: of the analysis."""
+def completed(
+    config: RunConfig, found: Mapping[str, Any], level: float = p_values.LEVEL
+) -> dict[str, Any]:
+    """
+    A result with the task and the file that it is about, with p-values and intervals.
+
+    Args:
+        found: Of the analysis.
+        level: Of the intervals, between 0 and 1.
+    """
     if config.run.task == "regression":
-        found = regression_table.completed(found)
+        found = regression_table.completed(found, level)
     else:
-        found = survival_tables.with_p_values(found)
+        found = survival_tables.completed(found, level)
     if found.get("per_site"):
         sites = found["per_site"].items()
-        found = {**found, "per_site": {site: completed(config, one) for site, one in sites}}
+        found = {**found, "per_site": {site: completed(config, one, level) for site, one in sites}}
     assert config.analysis is not None
     where = [one.text for one in config.analysis.where]
     about = {"task": config.run.task, "file": config.task["file"]} | (

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import statistics
 
+#: Of intervals, unless another one is asked for.
+LEVEL = 0.95
+
 
 def chi_square(statistic: float, degrees_of_freedom: int) -> float | None:
     """The probability of a larger statistic under the chi-square distribution; None: scipy is not installed."""

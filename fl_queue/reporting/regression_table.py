@@ -14,8 +14,6 @@ from rich.console import RenderableType
 from fl_queue.common.extras import how_to_install
 from fl_queue.reporting import p_values, rich_console
 
-#: Of the intervals.
-_LEVEL = 0.95
 #: Name in the result -> as it is shown.
 _FIT = {
     "log_likelihood": "log-likelihood",
@@ -36,18 +34,19 @@ _MOST_LOGARITHM = 700.0
 _FILE_COLUMNS = ("name", "coefficient", "error", "statistic", "p", "low", "high")
 
 
-def completed(found: Mapping[str, Any]) -> dict[str, Any]:
+def completed(found: Mapping[str, Any], level: float = p_values.LEVEL) -> dict[str, Any]:
     """
     A result with what needs a distribution: statistic, p-value and interval of each coefficient, p of each category.
 
     Args:
         found: As ``analyses.regression_result.result`` makes it.
+        level: Of the intervals, between 0 and 1.
     """
     freedom = found["degrees_of_freedom"] if found["distribution"] == "t" else 0
-    width = p_values.quantile(0.5 + _LEVEL / 2, freedom)
+    width = p_values.quantile(0.5 + level / 2, freedom)
     return {
         **found,
-        "level": _LEVEL,
+        "level": level,
         "coefficients": [_with_p(one, freedom, width) for one in found["coefficients"]],
         "categories": [
             {**one, "p": p_values.chi_square(one["chi_square"], one["degrees_of_freedom"])}
@@ -182,7 +181,7 @@ def _html(found: Mapping[str, Any]) -> str:
 
 
 def _titles(found: Mapping[str, Any]) -> list[str]:
-    tail = (1 - _LEVEL) / 2
+    tail = round((1 - found["level"]) / 2, 12)
     return [
         "",
         "coef",

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from rich.console import RenderableType
 
+from fl_queue.analyses import survival_curves
 from fl_queue.common import escaping
 from fl_queue.reporting import p_values, plotting, rich_console
 
@@ -19,22 +22,31 @@ _SHOWN = 12
 Found = Mapping[str, Any]
 
 
-def with_p_values(found: Found) -> dict[str, Any]:
-    """A result with the p-values of its log-rank tests."""
-    completed = {}
+def completed(found: Found, level: float = p_values.LEVEL) -> dict[str, Any]:
+    """A result with the p-values of its log-rank tests, and with intervals of a level."""
+    made = {}
+    quantile = statistics.NormalDist().inv_cdf(0.5 + level / 2)
     for name, curve in found.get("survival", {}).items():
+        curve = {**curve, "level": level}
+        if level != p_values.LEVEL:
+            points = np.array(curve["times"], np.float64)
+            groups = [
+                survival_curves.with_quantile(points, group, quantile) if group["rows"] else group
+                for group in curve["groups"]
+            ]
+            curve["groups"] = groups
         if (test := curve["log_rank"]) is not None:
             p = p_values.chi_square(test["chi_square"], test["degrees_of_freedom"])
             curve = {**curve, "log_rank": {**test, "p": p}}
-        completed[name] = curve
-    return {**found, **({"survival": completed} if completed else {})}
+        made[name] = curve
+    return {**found, **({"survival": made} if made else {})}
 
 
 def renderables(found: Mapping[str, Found]) -> Iterator[RenderableType]:
     """The curves of a result as tables. Args: ``found``: its ``survival``."""
     for name, curve in found.items():
         groups = [group for group in curve["groups"] if group["rows"] or group["withheld"]]
-        yield _summary(name, groups)
+        yield _summary(name, groups, f"{100 * curve['level']:g} %")
         yield _curves(curve["times"], [group for group in groups if group["rows"]])
         if (test := curve["log_rank"]) is not None:
             yield rich_console.text(
@@ -48,8 +60,8 @@ def is_withheld(found: Mapping[str, Found]) -> bool:
     return any(group["withheld"] for curve in found.values() for group in curve["groups"])
 
 
-def _summary(name: str, groups: Sequence[Found]) -> RenderableType:
-    table = rich_console.table(f"survival {name}", "rows", "events", "median", "95 %")
+def _summary(name: str, groups: Sequence[Found], level: str) -> RenderableType:
+    table = rich_console.table(f"survival {name}", "rows", "events", "median", level)
     for group in groups:
         mark = "*" if group["withheld"] else ""
         if not group["rows"]:
@@ -94,7 +106,7 @@ def _spread(count: int) -> list[int]:
 
 
 def draw(axes: Axes, name: str, curve: Found) -> None:
-    """The curves of one question, with their 95 % intervals."""
+    """The curves of one question, with their intervals."""
     groups = [group for group in curve["groups"] if group["rows"]]
     times = curve["times"]
     starts_late = times[0] > 0

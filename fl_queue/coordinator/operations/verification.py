@@ -214,7 +214,7 @@ def _verify(
         reason = "it was a secure round: its masked updates are not kept"
         return Verdict(record.round, version, "unknown", digest, reason=reason)
     config = current_config(store, state.run_id, record.config_segment)
-    if not config.model.keep_updates:
+    if not config.keeps_answers:
         reason = "its updates were not kept; set model.keep_updates = true"
         return Verdict(record.round, version, "unknown", digest, reason=reason)
     signatures, found = Signatures(store, record), Verdict(record.round, version, "same", digest)

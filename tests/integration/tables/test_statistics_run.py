@@ -91,7 +91,9 @@ def test_each_site_alone_where_all_of_them_show_it(sites: Federation, tmp_path: 
     """The numbers of each table; a site may refuse that, and is named."""
     config = config_file(tmp_path, 3, "single.toml")
     words = ["statistics", str(config), "--per-site", "--json"]
-    done = command(sites, *words)
+    done = command(
+        sites, *words, "--set", "model.keep_versions=1", "--set", "model.keep_updates=false"
+    )
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert found["rows"] == 450
@@ -102,6 +104,10 @@ def test_each_site_alone_where_all_of_them_show_it(sites: Federation, tmp_path: 
         assert one["numbers"]["bmi"]["mean"] == pytest.approx(frame["bmi"].mean(), rel=1e-12)
         counts = {level["level"]: level["rows"] for level in one["levels"]["sex"]}
         assert counts["F"] == (frame["sex"] == "F").sum()
+    # The answers are kept for all steps, though the last version alone would be: so each of them is computed again.
+    verified = command(sites, "verify", "single", "--json")
+    assert verified.returncode == 0, verified.stdout
+    assert [one["result"] for one in json.loads(verified.stdout)] == ["same", "same"]
     output = tmp_path / "sites.csv"
     shown = command(sites, "result", "single", "-o", str(output))
     assert "site-2 alone" in shown.stdout

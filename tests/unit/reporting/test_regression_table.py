@@ -53,6 +53,12 @@ def test_p_values_and_intervals_are_those_of_statsmodels() -> None:
     np.testing.assert_allclose(
         [(one["low"], one["high"]) for one in found], model.conf_int(), rtol=1e-6
     )
+    logistic = analysis_of(BREAST_CANCER, family="logistic", target="malignant")
+    wide = regression_table.completed(result_of(logistic, [frame]), 0.99)
+    np.testing.assert_allclose(
+        [(one["low"], one["high"]) for one in wide["coefficients"]], model.conf_int(0.01), rtol=1e-6
+    )
+    assert "[0.005" in _shown({"file": "cohort.csv", **wide})
     linear = analysis_of(BREAST_CANCER[1:], target="mean radius")
     done = regression_table.completed(result_of(linear, [frame]))
     ols = sm.OLS(frame["mean radius"], sm.add_constant(frame[list(BREAST_CANCER[1:])])).fit()

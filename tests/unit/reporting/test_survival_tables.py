@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
+from lifelines import KaplanMeierFitter
 from lifelines.datasets import load_rossi
 
 from fl_queue.cli import cli
@@ -50,9 +52,30 @@ def test_curves_and_the_test_of_a_site(site: list[str], tmp_path: Path) -> None:
     assert output.read_bytes().startswith(b"\x89PNG")
 
 
+def test_intervals_of_another_level_are_those_of_lifelines(site: list[str]) -> None:
+    """And so is the median's; 95 % is the default, to the last bit."""
+    whole = json.loads(CliRunner().invoke(cli, [*site, "--json"]).output)["survival"]
+    assert (
+        json.loads(CliRunner().invoke(cli, [*site, "--json", "--level", "0.95"]).output)["survival"]
+        == whole
+    )
+    shown = CliRunner().invoke(cli, [*site, "--level", "0.9"], env={"COLUMNS": "200"})
+    assert "90 %" in shown.output
+    found = json.loads(CliRunner().invoke(cli, [*site, "--json", "--level", "0.9"]).output)
+    curve = found["survival"]["week arrest"]
+    assert curve["level"] == 0.9
+    rossi = load_rossi()
+    fitted = KaplanMeierFitter(alpha=0.1).fit(rossi["week"], rossi["arrest"])
+    interval = fitted.confidence_interval_.reindex(curve["times"], method="ffill")
+    [group] = curve["groups"]
+    np.testing.assert_allclose(group["low"], interval.iloc[:, 0], atol=1e-12)
+    np.testing.assert_allclose(group["high"], interval.iloc[:, 1], atol=1e-12)
+    assert group["survival"] == whole["week arrest"]["groups"][0]["survival"]
+
+
 def test_a_result_without_curves_stays_as_it_is() -> None:
     """No p-value is added."""
-    assert survival_tables.with_p_values({"numbers": {}}) == {"numbers": {}}
+    assert survival_tables.completed({"numbers": {}}) == {"numbers": {}}
 
 
 @pytest.mark.parametrize(
