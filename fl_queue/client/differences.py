@@ -7,7 +7,8 @@ No Redis and no torch here.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,12 +16,12 @@ import numpy as np
 from fl_queue.analyses import survival
 from fl_queue.analyses.base import Analysis, Limits
 from fl_queue.analyses.differencing import ALL, Grouping, isolates_few, nested
-from fl_queue.analyses.suppression import without_few
+from fl_queue.analyses.suppression import Mask, without_few
 from fl_queue.analyses.telling_sums import is_telling
 from fl_queue.analyses.time_grids import Curve
 from fl_queue.client import table_file
 from fl_queue.client.table_file import ReadTable
-from fl_queue.errors import PolicyRefusal
+from fl_queue.errors import DataError, PolicyRefusal
 from fl_queue.protocol.arrays import Float64s, Int64s
 
 
@@ -44,13 +45,27 @@ def check(
         PolicyRefusal: It does; names the question, and no group.
         DataError: A time or an event cannot be used.
     """
-    known = {one for one in groupings if read.texts.keys() >= {*one.columns}}
+    asked_for = {*analysis.groupings()}
+    rows = _rows(
+        read, asked_for | {one for one in groupings if read.texts.keys() >= {*one.columns}}
+    )
+    known = {one for one in groupings if one.where in rows and read.texts.keys() >= {*one.columns}}
     timed = {one for one in curves if read.texts.keys() >= {one.time, one.event}}
-    asked = _Asked(read, limits, {*analysis.groupings()}, {*analysis.curves()}, known, timed)
+    asked = _Asked(read, limits, asked_for, {*analysis.curves()}, known, timed, rows)
     asked.check_groups()
     asked.check_values()
     asked.check_curves({*curves})
     asked.check_times()
+
+
+def _rows(read: ReadTable, groupings: Collection[Grouping]) -> dict[tuple[str, ...], Mask]:
+    """Rows that meet the conditions of each; without those that are about a column of another kind, of another file."""
+    found = {}
+    for one in groupings:
+        if one.where not in found:
+            with suppress(DataError):
+                found[one.where] = table_file.rows_of(one.conditions, read.texts, read.whole.rows)
+    return found
 
 
 @dataclass(frozen=True)
@@ -62,6 +77,7 @@ class _Asked:
         read, limits: As of ``check``.
         groupings, curves: What is asked.
         known, timed: Groupings and curves of earlier questions whose columns are there.
+        rows: Of each ``where`` the rows that meet it.
     """
 
     read: ReadTable
@@ -70,6 +86,7 @@ class _Asked:
     curves: set[Curve]
     known: set[Grouping]
     timed: set[Curve]
+    rows: Mapping[tuple[str, ...], Mask]
 
     def check_groups(self) -> None:
         """Raise PolicyRefusal if a group lies within another, with a few rows between them."""
@@ -195,8 +212,7 @@ class _Asked:
 
     def _codes(self, grouping: Grouping) -> Int64s:
         """The group of each row, as it is counted: a refusal shows no more of a rare text than an answer would."""
-        texts = self.read.texts
-        is_in = table_file.rows_of(grouping.conditions, texts, self.read.whole.rows)
+        texts, is_in = self.read.texts, self.rows[grouping.where]
         groups, size = np.zeros(int(is_in.sum()), np.int64), 1
         if grouping.category:
             for name, levels in ((grouping.category, grouping.levels), *grouping.listed):

@@ -127,7 +127,8 @@ def _part(whole: SiteRows, is_in: Mask, policy: SitePolicy) -> SiteRows:
     """Rows that meet the conditions. Raises PolicyRefusal: they, or the others, are few."""
     rows = int(is_in.sum())
     policy.limits.check_rows(rows, "task.where leaves fewer rows than its min_rows")
-    if 0 < whole.rows - rows < policy.min_cell:
+    # Also for none: whether a rare text is there would follow from an answer to `ward != rare`.
+    if whole.rows - rows < policy.min_cell:
         raise PolicyRefusal("task.where leaves out too few rows (min_cell)")
     numbers = {name: values[is_in] for name, values in whole.numbers.items()}
     return SiteRows(rows, numbers, {name: codes[is_in] for name, codes in whole.codes.items()})

@@ -518,6 +518,7 @@ def test_rows_that_meet_conditions(site: WorkerSettings) -> None:
         (["age > 30"], r"a condition on age is not in its list"),
         (["sex = F", "age < 90"], "task.where leaves fewer rows than its min_rows"),
         (["age < 96"], r"task.where leaves out too few rows \(min_cell\)"),
+        (["sex != X"], r"task.where leaves out too few rows \(min_cell\)"),
     ],
 )
 def test_conditions_that_a_site_refuses(
@@ -527,6 +528,17 @@ def test_conditions_that_a_site_refuses(
     _patients(site, 60, "sex", "age < *")
     with pytest.raises(PolicyRefusal, match=problem):
         answer(site, config(levels=LEVELS, where=where))
+
+
+def test_conditions_of_another_file_bind_none_whose_column_is_of_another_kind(
+    site: WorkerSettings,
+) -> None:
+    """Ages in years, and then ages as texts: nothing is compared, and nothing is refused."""
+    _patients(site, 30, "age < *")
+    answer(site, config(levels=LEVELS, where=["age < 90"]))
+    rows = [f"{('young', 'old')[row % 2]},{'FM'[row % 2]}" for row in range(100)]
+    (Path(site.data_dir) / "other.csv").write_text("\n".join(["age,sex", *rows]) + "\n")
+    answer(site, config(file="other.csv", levels={"sex": ["F", "M"]}), "s")
 
 
 def test_a_hidden_column_is_no_condition(site: WorkerSettings) -> None:
