@@ -168,6 +168,7 @@ def _of_round(
         share=virtual_clients.share_of(job.who, job.state.population) if base else 0,
         shares=job.config.data.shares or job.state.shares or 1,
         exponent=job.round.exponent,
+        inputs=job.round.inputs,
         model=model_file(job.site, job.run, base) if base else None,
         state=_kept(job.site, stored) if stored else KeptState(),
         initial=None if base else _initial(job),

@@ -209,7 +209,7 @@ def _resident() -> Resident:
     return Resident(_site())
 
 
-_configs: dict[tuple[str, int], RunConfig] = {}
+_configs: dict[tuple[str, int, str], RunConfig] = {}
 #: More runs than that at a time are unusual; a config is read again then.
 _MAX_CONFIGS = 8
 
@@ -221,7 +221,8 @@ def _config(store: Store, site: WorkerSettings, state: RunState, segment: int) -
     Raises:
         RoundRefused: This worker's owner has pinned other configs, or the run has no such segment.
     """
-    key = (state.run_id, segment)
+    # By its digest, too: a failover may have lost a segment, and another one has its number.
+    key = (state.run_id, segment, state.config_digest)
     if key not in _configs:
         segments = store.control.runs.config_segments(state.run_id)
         found = trust.segment_config(site, state, segments, segment)

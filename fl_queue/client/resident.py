@@ -46,7 +46,7 @@ from fl_queue.protocol.base_part import missing
 from fl_queue.protocol.codecs import codec
 from fl_queue.protocol.header import Header
 from fl_queue.protocol.manifest import Manifest
-from fl_queue.protocol.records import METRICS, TRAINER_JOB
+from fl_queue.protocol.records import INPUTS, METRICS, TRAINER_JOB
 from fl_queue.protocol.trainer_messages import Answer, Call, ModelFile, Progress, Request
 from fl_queue.store.jobs.rq_types import TimedOut
 from fl_queue.strategies import get_strategy
@@ -319,7 +319,7 @@ class Resident:
         folder = ClientStateFolder(self._site.client_states, job.request.run, job.request.client)
         state_writing.write_state(folder, config, plan, result, context)
         encoding = codec.encoding(config.update)
-        environment = self._environment(task, context, job.request.state.note)
+        environment = self._environment(task, context, job.request)
         if result.is_by_optimizer and (name := config.train.optimizer) != "sgd":
             environment["optimizer"] = implementation(name, context.device)
         header = update_message.build_header(
@@ -348,7 +348,7 @@ class Resident:
             found = trainer.evaluate(calls.given_data(task, context, data))
         if not self._is_first:
             return Answer(outcome="done")
-        environment = {**self._environment(task, context, job.request.state.note), **noted}
+        environment = {**self._environment(task, context, job.request), **noted}
         return self._keep(replace(job.header("evaluation"), metrics=found, environment=environment))
 
     def _sums(self, job: _Job) -> Answer:
@@ -385,7 +385,9 @@ class Resident:
         """Whether this process writes the files."""
         return self._ranks is None or not self._ranks.rank
 
-    def _environment(self, task: Task, context: ClientContext, note: str) -> dict[str, str | int]:
+    def _environment(
+        self, task: Task, context: ClientContext, request: Request
+    ) -> dict[str, str | int]:
         """
         What decides the bits of a training besides its config, and how the client's state was found.
 
@@ -396,6 +398,9 @@ class Resident:
             found |= context.ranks.environment()
         if context.compiled:
             found[COMPILED] = 1
+        if request.inputs:
+            found[INPUTS] = request.inputs
+        note = request.state.note
         return found | ({"client_state": note} if note else {})
 
     # Files

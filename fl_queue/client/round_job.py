@@ -40,7 +40,7 @@ from fl_queue.errors import (
 from fl_queue.models import host_cache
 from fl_queue.protocol import virtual_clients
 from fl_queue.protocol.header import MAX_TEXT, Header
-from fl_queue.protocol.records import CANNOT, Purpose
+from fl_queue.protocol.records import CANNOT, INPUTS, Purpose
 from fl_queue.protocol.trainer_messages import Answer, Request
 from fl_queue.store import AWAITED, REDIS_ERRORS, RoundState, RunState, Store, queries
 from fl_queue.store.jobs.rq_types import TimedOut
@@ -185,6 +185,8 @@ def failure_header(job: ClientJob, reason: str, cannot: str = "") -> Header:
         cannot: Class of an error that another attempt of this worker would meet again.
     """
     environment = {CANNOT: cannot} if cannot else {}
+    if job.round.inputs:
+        environment[INPUTS] = job.round.inputs
     return replace(job.header("failure"), reason=reason[:MAX_TEXT], environment=environment)
 
 
@@ -275,13 +277,14 @@ def find_or_make(job: ClientJob, make: Make) -> tuple[Header, memoryview]:
 
 def _is_of_round(job: ClientJob, header: Header) -> bool:
     """
-    Whether a response starts from the same version as the round.
+    Whether a response starts from the same version as the round, and from the same config and share of the data.
 
     A control server that lost its last writes opens a round of the same number once more, perhaps from
-    another version.
+    another version, or with other clients.
     """
     wanted = (job.round.base_version, job.round.base_digest)
-    return (header.base_version, header.base_digest) == wanted
+    is_of = job.round.is_of(header.environment.get(INPUTS))
+    return is_of and (header.base_version, header.base_digest) == wanted
 
 
 def _reread(path: Path) -> tuple[Header, memoryview]:

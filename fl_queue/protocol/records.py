@@ -103,6 +103,8 @@ CANNOT = "cannot"
 
 #: In the environment of an update or evaluation: number of the job in its process, from 1.
 TRAINER_JOB = "trainer_job"
+#: In the environment of a response to a round: ``RoundState.inputs`` of the opening that it was made for.
+INPUTS = "inputs"
 #: In the environment of version 0: the metrics that the task declares, see ``metrics.Declared.to_record``.
 METRICS = "metrics"
 

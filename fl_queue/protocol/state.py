@@ -111,7 +111,8 @@ class RoundState:
     could not end it, ``failures`` times running. ``makers``: who was asked
     for version 0 -> when, in counted seconds since the round was opened. ``start``: which beginning of the
     run it belongs to, see ``preflight.start_of``. ``signed``: what the operator has signed of it, as JSON.
-    ``secure``: of a secure round; None: updates come in clear.
+    ``secure``: of a secure round; None: updates come in clear. ``inputs``: digest of all that decides what a
+    client trains, besides the round's number and base; empty: not recorded.
     """
 
     number: int
@@ -149,6 +150,7 @@ class RoundState:
     start: str = ""
     signed: str = ""
     secure: SecureState | None = None
+    inputs: str = ""
 
     @property
     def is_async(self) -> bool:
@@ -164,6 +166,15 @@ class RoundState:
     def opening(self) -> str:
         """Identity among rounds of this number, as a control server may lose one and open it again."""
         return f"{self.opened_at:.3f} {self.base_digest}"
+
+    def is_of(self, inputs: object) -> bool:
+        """
+        Whether a response was made from what this opening of the round has clients train from.
+
+        Args:
+            inputs: Of the opening that it was made for; None: its sender did not record it.
+        """
+        return not self.inputs or inputs in (None, self.inputs)
 
     def progress(self, received: int) -> str:
         """Describe the progress. Args: ``received``: updates that are in."""
@@ -284,5 +295,6 @@ def parse_round_state(number: int, raw: Mapping[str, str]) -> RoundState:
         makers=_makers(fields, cohort),
         start=fields.text("start", ""),
         signed=fields.text("signed", ""),
+        inputs=fields.digest("inputs", ""),
         secure=SecureState.from_fields(fields),
     )

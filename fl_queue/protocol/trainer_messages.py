@@ -145,6 +145,7 @@ class Request(_Message):
         base_version, base_digest, token: For the header of the response.
         share, shares: The client's share of a data set that is split over clients, from 0, and their number.
         exponent: Of the round.
+        inputs: As of ``RoundState``, for the header of the response.
         model: The version; None where there is none yet.
         state: What the client has kept.
         initial: Where version 0 begins; None: the task's model is fresh.
@@ -164,6 +165,7 @@ class Request(_Message):
     share: Size = 0
     shares: Size = 1
     exponent: int = 0
+    inputs: Annotated[str, Length(64)] = ""
     model: ModelFile | None = None
     state: KeptState = field(default_factory=KeptState)
     initial: InitialFile | None = None

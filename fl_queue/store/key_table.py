@@ -231,7 +231,9 @@ KEYS: tuple[Key, ...] = (
             "earlier round) and discount (unit and weights by staleness); of a secure round stage (keys, updates, "
             "unmask), secure (bits of the ring, degree and threshold of the graph, min_cohort), parties (client -> "
             "run key, its signature, signing key), and digests of roster, survivors and confirmations; signed (JSON: the statement "
-            "that the operator signed, signature, fingerprint of the key; empty: not signed). Kept "
+            "that the operator signed, signature, fingerprint of the key; empty: not signed); inputs (digest "
+            "of config, shares of the data and all else that decides what clients train, besides number "
+            "and base version; an update names those it was made from). Kept "
             "for two rounds, and as long as one of its jobs is at work"
         ),
         "`advance` opens; aggregator and healer",

@@ -39,7 +39,7 @@ from fl_queue.errors import ContentMissing, ForgedMessage, MessageError
 from fl_queue.protocol import job_origins, message
 from fl_queue.protocol.header import Header
 from fl_queue.protocol.manifest import Manifest
-from fl_queue.protocol.records import Purpose, Receipt, Verdict
+from fl_queue.protocol.records import INPUTS, Purpose, Receipt, Verdict
 from fl_queue.protocol.tensor_layout import Bytes
 from fl_queue.secure.round_view import SeenRound, check_bare, fetched_states
 from fl_queue.store import RoundState, keyspace, queries
@@ -53,6 +53,10 @@ _WANTED_KIND = {
     Purpose.sums: "sums",
 }
 _DUPLICATE = "an update of this client was received already"
+#: A failover has lost the opening of a round, and it was opened once more, after something had changed.
+_OTHER_INPUTS = (
+    "made for an earlier opening of the round, with another config or other shares of the data"
+)
 
 
 class UpdateIntake:
@@ -310,6 +314,8 @@ class UpdateIntake:
         if (header.base_version, header.base_digest) != (version, digest):
             reason = f"made from version {header.base_version}, not {version}"
             return make_receipt(header, Verdict.stale, reason)
+        if header.round == self.number and not self.round.is_of(header.environment.get(INPUTS)):
+            return make_receipt(header, Verdict.stale, _OTHER_INPUTS)
         if header.kind == "failure":
             return make_receipt(header, Verdict.failed, header.reason)
         if self.secure is not None and (late := self.secure.why_late(header)):
@@ -480,6 +486,8 @@ class UpdateIntake:
             raise MessageError(f"made from version {header.base_version}")
         if self.round.purpose != Purpose.train:
             raise MessageError("a group came where the round wants none")
+        if not all(self.round.is_of(member.environment.get(INPUTS)) for member in header.members):
+            raise MessageError(_OTHER_INPUTS)
         group_sum.check(header, self.round, self.config)
 
     def _duplicates_in(self, header: Header) -> dict[str, Receipt]:

@@ -37,7 +37,7 @@ from fl_queue.errors import ConfigError
 from fl_queue.protocol import identifiers, virtual_clients
 from fl_queue.protocol.events import ClientsJoined, Event, RoundOpened, RoundUnsigned, RunFailed
 from fl_queue.protocol.panel import Panel
-from fl_queue.protocol.records import MAKES_NEXT, Mode, Purpose
+from fl_queue.protocol.records import MAKES_NEXT, Mode, Purpose, digest_of
 from fl_queue.protocol.state import RoundPhase, RunPhase
 from fl_queue.store import RoundState, RunState, Store, keyspace
 from fl_queue.store.jobs import rq_types
@@ -132,6 +132,7 @@ def _write_planned(store: Store, state: RunState, config: RunConfig, plan: Round
         waiting.wait(store, state, config, vouched.why_not)
         return
     fields[statement_signing.SIGNED] = vouched.signed
+    fields["inputs"] = _inputs(state, plan, fields, shares)
     tickets = _tickets(store, state, plan, config)
     opening = _opening(state, plan, fields, tickets, vouched.why_not)
     if transactions.open_round(store, state, opening, takes_over=plan.mode == Mode.asynchronous):
@@ -268,6 +269,26 @@ def _round_fields(
         "reason": "",
         **secure,
     }
+
+
+def _inputs(state: RunState, plan: RoundPlan, fields: Mapping[str, str], shares: int) -> str:
+    """
+    The digest of all that decides what a client trains in a round, besides its number and base.
+
+    A failover may lose the opening of a round. An update that was made for it counts for the next opening, in
+    which clients may have come or a config may have changed, only if all of this is the same.
+    """
+    trained_from = ("segment", "download", "server_state", "exponent", "mode")
+    is_first = plan.purpose == Purpose.initialise
+    return digest_of(
+        {
+            **{name: fields[name] for name in trained_from},
+            "config": state.config_digest,
+            "initial": dict(state.initial or {}) if is_first else {},
+            "places": plan.population(state),
+            "shares": shares,
+        }
+    )
 
 
 def _base_population(store: Store, state: RunState) -> int:

@@ -16,6 +16,7 @@ from fl_queue.client.resident import Resident
 from fl_queue.client.site import WorkerSettings
 from fl_queue.coordinator.aggregator.collector import RoundAggregator
 from fl_queue.coordinator.aggregator.partial_sum import PartialSumStore
+from fl_queue.coordinator.aggregator.unanswered_clients import unanswered
 from fl_queue.coordinator.aggregator.verdicts import make_receipt
 from fl_queue.coordinator.rounds import lifecycle, runs
 from fl_queue.coordinator.rounds.ending import Ending
@@ -307,7 +308,7 @@ def test_a_lost_version_is_neither_to_be_evaluated_nor_is_its_score_that_of_its_
 
 def answer(job: ClientJob) -> None:
     made.append(job.round.base_digest)
-    outbox.write(job.site.outbox, job.header("failure"))
+    outbox.write(job.site.outbox, round_job.failure_header(job, "none"))
 
 
 made: list[str] = []
@@ -328,6 +329,70 @@ def test_an_update_of_a_round_that_never_was_is_not_sent_to_its_successor(
     assert header.base_digest == hand.round.base_digest
     assert made == [hand.round.base_digest]  # Once.
     assert again.token == header.token
+
+
+def opened_again(hand: ManualRun, store: Store, before: Kept) -> None:
+    """Open round 1 once more, with a further client that comes first: the data are split in other parts."""
+    set_back(store.control.redis, before)
+    store.control.leases.hold(keyspace.client_holder("Z"), "t", 60, {})
+    hand.advance()
+
+
+@pytest.fixture
+def unopened(store: Store, tmp_path: Path) -> tuple[ManualRun, Kept]:
+    """A run whose round 1 is open, and the server's content of before that."""
+    hand = ManualRun(store, tmp_path, "ab", 1000, "round.cohort=1.0", ready=False)
+    opened = lifecycle.advance
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lifecycle, "advance", lambda *_: None)
+        hand.work()
+        before = remember(store.control.redis)
+    opened(store, hand.run)
+    return hand, before
+
+
+def test_an_update_of_another_share_of_the_data_does_not_count_though_its_base_is_the_same(
+    unopened: tuple[ManualRun, Kept], store: Store, tmp_path: Path
+) -> None:
+    made.clear()
+    hand, before = unopened
+    site = WorkerSettings(state_dir=tmp_path / "site", client="a")
+    first = ClientJob(store, site, "a", hand.state, hand.round, hand.config, is_watched=False)
+    lost, _ = round_job.find_or_make(first, answer)
+    opened_again(hand, store, before)
+    again = replace(first, state=hand.state, round=hand.round)
+    assert hand.round.base_digest == lost.base_digest
+    assert (hand.state.population, hand.state.shares) == (("Z", "a", "b"), 3)
+
+    found, _ = round_job.find_or_make(again, answer)  # From its outbox, or made anew.
+    round_job.find_or_make(again, answer)
+    body = hand.body("a")
+    pushed = replace(hand.header("update", "a", body), environment=lost.environment)
+    assert hand.send(pushed, body)
+    intake = hand.intake()
+    hand.take(intake, 1)
+
+    assert (len(made), found.token != lost.token) == (2, True)
+    [receipt] = store.control.receipts.of_round(hand.run, 1).values()
+    assert (receipt.status, receipt.reason[:23]) == ("stale", "made for an earlier ope")
+    assert "a" in unanswered(store, hand.run, hand.round, intake.receipts, drained=True)
+
+
+def test_an_update_counts_for_a_round_that_is_opened_again_as_it_was(
+    unopened: tuple[ManualRun, Kept], store: Store, tmp_path: Path
+) -> None:
+    made.clear()
+    hand, before = unopened
+    site = WorkerSettings(state_dir=tmp_path / "site", client="a")
+    job = ClientJob(store, site, "a", hand.state, hand.round, hand.config, is_watched=False)
+    round_job.find_or_make(job, answer)
+    set_back(store.control.redis, before)
+    hand.advance()
+
+    round_job.find_or_make(replace(job, state=hand.state, round=hand.round), answer)
+
+    assert hand.round.opening != job.round.opening
+    assert len(made) == 1
 
 
 # What a client is at when its round is lost
