@@ -34,6 +34,7 @@ NAMED = {
     "base_digest": "0" * 64,
     "download": "0" * 64,
     "config_digest": "0" * 64,
+    "inputs": "0" * 64,
     "server_state": f'{{"x": "{"0" * 64}"}}',
 }
 
