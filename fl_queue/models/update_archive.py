@@ -30,6 +30,7 @@ from fl_queue.protocol.signing import SignedMessage
 from fl_queue.protocol.tensor_layout import Bytes
 
 _SUFFIX = ".update"
+_TRANSCRIPT = "transcript.json"
 _SIGNED = b"FLQK"
 #: Bytes before the enrolment.
 _PREFIX_BYTES = len(_SIGNED) + 4
@@ -116,6 +117,30 @@ def _parsed(raw: memoryview) -> ArchivedUpdate:
         raise MessageError("its envelope is not there")
     header, body = message.unpack(sealed.element, max_body_bytes=len(raw), is_whole=True)
     return ArchivedUpdate(header, body, Proof(sealed, enrolment))
+
+
+def write_transcript(state_dir: Path, run: str, number: int, raw: bytes) -> None:
+    """
+    Keep what takes the masks off the sum of a round's masked updates.
+
+    Raises:
+        CheckpointError: It cannot be written.
+    """
+    path = _folder(state_dir, run, number) / _TRANSCRIPT
+    try:
+        with files.write_atomically(path, durable=True) as file:
+            file.write(raw)
+    except OSError as exc:
+        raise CheckpointError(str(path), f"{exc.strerror}; free space there") from exc
+
+
+def read_transcript(state_dir: Path, run: str, number: int) -> bytes:
+    """The same, unchecked. Raises DataError when it is not there."""
+    path = _folder(state_dir, run, number) / _TRANSCRIPT
+    try:
+        return path.read_bytes()
+    except OSError as exc:
+        raise DataError(str(path), "no transcript of the secure round is kept") from exc
 
 
 def keep_only(state_dir: Path, run: str, number: int, accepted: Mapping[str, str]) -> None:

@@ -346,7 +346,8 @@ class RoundRecord:
         state_lost: Clients whose update is accepted and that had lost what they keep for the strategy,
             sorted: its state is zero again from this round on, at the server and at all clients.
         secure: Of a secure round: bits of the ring, digests of roster and survivors, clients of the roster whose
-            updates are not in the sum (``dropped``), and total weight; empty: updates came in clear.
+            updates are not in the sum (``dropped``), total weight, and digest of what took the masks off
+            (``transcript``); empty: updates came in clear.
     """
 
     round: int

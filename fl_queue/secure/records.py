@@ -213,6 +213,41 @@ class Confirmations(_Record):
         return cls(fields.hex("survivors").hex(), dict(rows))
 
 
+@dataclass(frozen=True)
+class Transcript(_Record):
+    """
+    What takes the masks off the sum of a round that has ended: with the masked updates, it gives the version again.
+
+    Args:
+        roster, survivors: The frozen records.
+        degree: Neighbours of each client in the cohort's graph.
+        secrets: Client -> its self secret if it survived, else its mask secret, where that is needed; 32 bytes.
+    """
+
+    roster: Roster
+    survivors: Survivors
+    degree: int
+    secrets: Mapping[str, bytes]
+    _what: ClassVar[str] = "a transcript"
+
+    def _to_json(self) -> dict[str, Any]:
+        return {
+            "roster": self.roster._to_json(),
+            "survivors": self.survivors._to_json(),
+            "degree": self.degree,
+            "secrets": [[client, self.secrets[client].hex()] for client in sorted(self.secrets)],
+        }
+
+    @classmethod
+    def _of_json(cls, fields: _Fields) -> Self:
+        degree = fields.take("degree")
+        if type(degree) is not int:
+            raise MessageError(f"not {cls._what}: degree is no number")
+        rows = fields.rows("secrets", (str, _hex(_KEY_BYTES)))
+        roster = Roster._of_json(fields.inner("roster"))
+        return cls(roster, Survivors._of_json(fields.inner("survivors")), degree, dict(rows))
+
+
 class Parcel(NamedTuple):
     """
     A box for a reader.
@@ -281,6 +316,13 @@ class _Fields:
         if name not in self._found:
             raise MessageError(f"not {self._what}: {name} is missing")
         return self._found.pop(name)
+
+    def inner(self, name: str) -> _Fields:
+        """A member that is an object."""
+        found = self.take(name)
+        if not isinstance(found, dict):
+            raise MessageError(f"not {self._what}: {name} is no object")
+        return _Fields(found, self._what)
 
     def hex(self, name: str) -> bytes:
         """A member of 32 bytes."""

@@ -19,7 +19,7 @@ from fl_queue.secure.context import mask_key_statement
 from fl_queue.secure.graph import Graph
 from fl_queue.secure.masks import Secrets
 from fl_queue.secure.policy import another_view
-from fl_queue.secure.records import Inbox, Parcel, Roster, Survivors
+from fl_queue.secure.records import Inbox, Parcel, Roster, Survivors, Transcript
 
 
 def check_keys(body: KeysBody, client: str, context: bytes, number: int, public: str) -> None:
@@ -212,10 +212,7 @@ class Unmasking:
         raise MessageError(self.liars[dealer])
 
     def _fits(self, dealer: str, secret: bytes) -> bool:
-        survivor, context = self.survivors.of(dealer), self.roster.context
-        if survivor is not None:
-            return boxes.commitment(context, dealer, secret) == survivor.commitment
-        return masks.is_secret_of(secret, self.roster.mask_keys[dealer], context)
+        return is_committed(self.roster, self.survivors, dealer, secret)
 
     def shortage(self) -> str:
         """What is missing, in a sentence; empty when nothing is."""
@@ -225,3 +222,32 @@ class Unmasking:
                 who = f"; {', '.join(silent)} did not answer" if silent else ""
                 return f"unmasking needs {self.threshold} answers for {dealer}, {len(shares)} came{who}"
         return ""
+
+
+def is_committed(roster: Roster, survivors: Survivors, dealer: str, secret: bytes) -> bool:
+    """Whether a secret is the one that its dealer is bound to: b if it survived, r if it is only in the roster."""
+    survivor, context = survivors.of(dealer), roster.context
+    if survivor is not None:
+        return boxes.commitment(context, dealer, secret) == survivor.commitment
+    key = roster.mask_keys.get(dealer)
+    return key is not None and masks.is_secret_of(secret, key, context)
+
+
+def secrets_of(transcript: Transcript) -> Secrets:
+    """
+    The secrets in a transcript, each held against its commitment.
+
+    Raises:
+        MessageError: One is another secret; names its client.
+    """
+    roster, survivors = transcript.roster, transcript.survivors
+    for client, secret in transcript.secrets.items():
+        if not is_committed(roster, survivors, client, secret):
+            raise MessageError(f"the secret of {client} is not the one that it committed to")
+    listed = set(survivors.clients)
+    kept = transcript.secrets.items()
+    return Secrets(
+        {client: secret for client, secret in kept if client in listed},
+        {client: secret for client, secret in kept if client not in listed},
+        roster.mask_keys,
+    )

@@ -371,7 +371,9 @@ class UpdateIntake:
         """Add a masked update to the sum; nothing of it can be judged but its form."""
         header = opened.header
         secure.check_update(header)
-        secure.add_update(header, self._body_of(header, opened.body))
+        body = self._body_of(header, opened.body)
+        secure.add_update(header, body)
+        archiving.archive(self._current, self._state_dir, opened, body)
         return MergedUpdate(0)
 
     def _add_words(self, opened: AuthenticatedMessage) -> MergedUpdate:

@@ -8,11 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from fl_queue.common import failpoints
-from fl_queue.coordinator.aggregator import round_end, scheduling
+from fl_queue.coordinator.aggregator import archiving, round_end, scheduling
 from fl_queue.coordinator.aggregator.intake import UpdateIntake
 from fl_queue.coordinator.aggregator.open_round import OpenRound
 from fl_queue.coordinator.aggregator.ownership import OwnershipLease
 from fl_queue.coordinator.aggregator.round_records import RoundRecords
+from fl_queue.coordinator.aggregator.secure_intake import UnmaskedRound
 from fl_queue.coordinator.aggregator.taken_list import TakenList
 from fl_queue.coordinator.aggregator.version_builder import BuiltVersion, VersionBuilder
 from fl_queue.coordinator.rounds import lifecycle, panels, statement_signing
@@ -23,7 +24,6 @@ from fl_queue.models.model_store import ModelStore
 from fl_queue.protocol import job_origins
 from fl_queue.protocol.panel import Panel
 from fl_queue.protocol.records import MAKES_NEXT, Outcome, Purpose, Receipt, RoundRecord
-from fl_queue.secure.ring import SignedSum
 from fl_queue.store import NewVersion, RoundEnd
 from fl_queue.strategies.base import Strategy
 
@@ -45,7 +45,7 @@ class RoundCommit:
         self._store, self._run, self._number = current.store, current.run, current.number
         chunk_bytes = current.config.redis.chunk_bytes
         #: The sum of a secure round, once its masks are off.
-        self._unmasked: SignedSum | None = None
+        self._unmasked: UnmaskedRound | None = None
         self._models = ModelStore(current.store, current.run, chunk_bytes, state_dir)
 
     def close(
@@ -195,7 +195,9 @@ class RoundCommit:
             return builder.build_step(intake.step, self._current.run_state().rounds_wanted)
         merger = intake.required_merger()
         if intake.secure is not None:
-            self._unmasked = intake.secure.unmask(merger, builder.base_tensors(merger.manifest))
+            unmasked = intake.secure.unmask(merger, builder.base_tensors(merger.manifest))
+            archiving.archive_transcript(self._current, self._state_dir, unmasked.transcript)
+            self._unmasked = unmasked
         return builder.build_next(merger, strategy, self._lease.pulse.beat, record)
 
     def _with_version(
@@ -213,9 +215,10 @@ class RoundCommit:
 
     def _with_sums(self, record: RoundRecord, intake: UpdateIntake) -> RoundRecord:
         """The record of a secure round with what its sum holds; of another one as it is."""
-        signed, state = self._unmasked, self._current.state.secure
-        if signed is None or state is None or intake.secure is None:
+        unmasked, state = self._unmasked, self._current.state.secure
+        if unmasked is None or state is None or intake.secure is None:
             return record
+        signed = unmasked.sum
         return replace(
             record,
             validation=dict(signed.validation),
@@ -226,6 +229,7 @@ class RoundCommit:
                 "survivors": state.survivors,
                 "dropped": intake.secure.dropped(),
                 "weight": signed.weight,
+                "transcript": unmasked.transcript.digest,
             },
         )
 

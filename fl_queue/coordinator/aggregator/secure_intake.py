@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from fractions import Fraction
+from typing import NamedTuple
 
 from fl_queue.aggregation.merge import UpdateMerger
 from fl_queue.common import failpoints
@@ -17,15 +18,30 @@ from fl_queue.protocol import message, signing
 from fl_queue.protocol.header import Header
 from fl_queue.protocol.records import LOST, Verdict
 from fl_queue.protocol.tensor_layout import Bytes, Tensor
-from fl_queue.secure import masks, unmasking
+from fl_queue.secure import merging, unmasking
 from fl_queue.secure.bodies import ConfirmBody, KeysBody, UnmaskBody, UpdateTrailer
 from fl_queue.secure.context import confirm_statement
 from fl_queue.secure.graph import Graph
-from fl_queue.secure.records import Confirmations, Inbox, Party, Roster, Survivor, Survivors
+from fl_queue.secure.records import (
+    Confirmations,
+    Inbox,
+    Party,
+    Roster,
+    Survivor,
+    Survivors,
+    Transcript,
+)
 from fl_queue.secure.ring import RingSum, SignedSum
 from fl_queue.secure.round_view import SeenRound, check_bare, masked_entries
 from fl_queue.secure.unmasking import Dealing, Unmasking
 from fl_queue.strategies.layouts import check_scalars
+
+
+class UnmaskedRound(NamedTuple):
+    """Args: ``sum``: without masks; ``transcript``: what has taken them off."""
+
+    sum: SignedSum
+    transcript: Transcript
 
 
 class SecureIntake:
@@ -238,7 +254,7 @@ class SecureIntake:
             self._unmasking.take(client, body)
         return self._unmasking
 
-    def unmask(self, merger: UpdateMerger, base: Mapping[str, Tensor]) -> SignedSum:
+    def unmask(self, merger: UpdateMerger, base: Mapping[str, Tensor]) -> UnmaskedRound:
         """
         Take the masks off the sum, and add it to an empty merger.
 
@@ -248,24 +264,19 @@ class SecureIntake:
         Raises:
             UnmaskingFailed: A client has sent what it may not.
         """
-        found = self.unmasked_by()
+        found, roster, survivors = self.unmasked_by(), self.roster, self.survivors
         try:
-            if found is None or not found.is_complete:
+            if found is None or roster is None or survivors is None or not found.is_complete:
                 raise MessageError("shares are missing")
-            removals = found.secrets().removals(self.graph, self.context)
-            masks.apply(removals, *self.total.words)
+            secrets = found.secrets()
+            signed = merging.unmasked(self.total, secrets, self.graph, self.context)
             failpoints.failpoint("sum.unmasked")
-            signed = self.total.signed()
-            kept = {
-                spec.name: base[spec.name]
-                for spec in merger.sent.tensors
-                if spec.kind == "integer_buffer"
-            }
-            merger.total.add_sum({**signed.tensors, **kept}, signed.weight, self.total.count)
+            merging.merge(signed, self.total.count, merger, base)
         except MessageError as exc:
             raise UnmaskingFailed(
                 f"the sum cannot be used: {exc.reason}; a client sent more than it may, or other shares than it dealt"
             ) from exc
         if self._has_lost:
             merger.total.add_scalars({LOST: Fraction(len(self._has_lost))})
-        return signed
+        rebuilt = {**secrets.survivors, **secrets.dropped}
+        return UnmaskedRound(signed, Transcript(roster, survivors, self.graph.degree, rebuilt))

@@ -18,6 +18,7 @@ from fl_queue.aggregation.step_sum import StepSum
 from fl_queue.aggregation.weighting import largest_weight
 from fl_queue.analyses.base import Analysis
 from fl_queue.config.run_config import RunConfig
+from fl_queue.coordinator.operations import secure_verification
 from fl_queue.coordinator.rounds.runs import current_config
 from fl_queue.errors import (
     CheckpointError,
@@ -210,9 +211,6 @@ def _verify(
     version, digest = record.version or 0, record.digest or ""
     if record.outcome == Outcome.restored:
         return _verify_restored(store, state, record)
-    if record.secure:
-        reason = "it was a secure round: its masked updates are not kept"
-        return Verdict(record.round, version, "unknown", digest, reason=reason)
     config = current_config(store, state.run_id, record.config_segment)
     if not config.keeps_answers:
         reason = "its updates were not kept; set model.keep_updates = true"
@@ -300,11 +298,19 @@ def recompute(
             states,
         )
     merger = _merger_of(manifest, record, config, state_dir)
+    masked = None
+    if record.secure:
+        masked = secure_verification.MaskedRound(record, merger, state_dir, run)
     for client, digest in sorted(record.accepted.items()):
         update = update_archive.read(state_dir, run, record.round, client, digest)
         signatures.check(client, update)
-        _merge_as_recorded(merger, client, update, record)
+        if masked is not None:
+            masked.add(client, update)
+        else:
+            _merge_as_recorded(merger, client, update, record)
     models = ModelStore(store, run, config.redis.chunk_bytes, state_dir)
+    if masked is not None:
+        masked.merge(models.open_body(record.base_digest, manifest).view)
     strategy = load_strategy(config.aggregation.strategy, config.strategy, strategy_allow)
     return _digest_of_next(models, merger, strategy, record)
 

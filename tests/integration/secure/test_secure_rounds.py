@@ -2,7 +2,7 @@
 Secure rounds with real Redis and real worker processes: the same bits as in clear, with any drop-outs.
 
 Through ``secure_job``, ``secure_rounds`` and ``sweeping`` at the sites; ``secure_opening``, ``secure_intake``, ``secure_stages``, ``round_records``,
-``stage_answers`` and ``round_view`` at the operator's; and what they write: ``stages``, ``secure_records``.
+``stage_answers``, ``round_view``, ``merging`` and ``secure_verification`` at the operator's; and what they write: ``stages``, ``secure_records``.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from fl_queue.coordinator.operations.verification import Verdict, verify
 from fl_queue.coordinator.rounds.runs import describe_state
 from fl_queue.protocol.records import RoundRecord
 from fl_queue.store.embedded import server_pair
@@ -80,6 +81,18 @@ def _without_site_1(
         federation.start("site-1")
 
 
+def _verified(federation: SecureFederation) -> Verdict:
+    """What ``verify`` finds of round 1 of the newest run."""
+    newest = max(
+        (path for path in (federation.redis.state_dir / "updates").glob("short-*")),
+        key=lambda path: path.stat().st_mtime,
+    )
+    state = federation.store.control.runs.get(newest.name)
+    assert state is not None
+    [found] = verify(federation.store, state, federation.redis.state_dir)
+    return found
+
+
 @pytest.fixture(scope="module")
 def of_three(federation: SecureFederation) -> list[str]:
     """Digests of a run in clear that one of the four sites has left."""
@@ -100,10 +113,25 @@ def test_a_site_without_keys_in_time_is_not_in_the_roster(
 def test_a_site_that_goes_after_its_keys_is_dropped_and_its_masks_are_taken_off(
     federation: SecureFederation, of_three: list[str]
 ) -> None:
-    record, digests = _without_site_1(federation, "client.trained", *SECURE)
+    record, digests = _without_site_1(
+        federation, "client.trained", *SECURE, "model.keep_updates=true"
+    )
 
     assert digests == of_three
     assert record.secure["dropped"] == ["site-1"]
+    found = _verified(federation)
+    assert (found.result, found.recomputed) == ("same", digests[1])
+    assert list(found.signed) == federation.clients[1:]
+    # Without masks taken off, with another update, with another secret: nothing of it is the same.
+    folder = next((federation.redis.state_dir / "updates").glob("short-*/1"))
+    for path, reason in (
+        (folder / "transcript.json", "digest"),
+        (next(folder.glob("*.update")), "damaged"),
+    ):
+        whole = path.read_bytes()
+        path.write_bytes(whole[:-40] + bytes(8) + whole[-32:])
+        assert reason in _verified(federation).reason
+        path.write_bytes(whole)
 
 
 def test_a_site_that_goes_after_its_update_survives(federation: SecureFederation) -> None:
