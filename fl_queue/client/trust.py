@@ -150,7 +150,7 @@ def _check_pin(site: WorkerSettings, segment: Mapping[str, Any]) -> None:
 
 def _check_secure(site: WorkerSettings, asked: Question) -> None:
     """Refuse a round whose response would leave this site in clear, if the site has secure rounds only."""
-    if not site.require_secure or asked.round.secure is not None:
+    if not site.require_secure or _is_masked(asked):
         return
     if why := against_plain_round(asked.round.number, asked.purpose):
         raise RoundRefused(why, lasts=True)
@@ -159,8 +159,13 @@ def _check_secure(site: WorkerSettings, asked: Question) -> None:
 def _check_not_in_clear(site: WorkerSettings, asked: Question) -> None:
     """Refuse to answer in clear a round for which this site has made keys, whatever Redis has of it by now."""
     run, number = asked.state.run_id, asked.round.number
-    if asked.round.secure is None and Vault(site.state_dir, asked.who).has_round(run, number):
+    if not _is_masked(asked) and Vault(site.state_dir, asked.who).has_round(run, number):
         raise RoundRefused(f"round {number} was a secure one when this site made its keys")
+
+
+def _is_masked(asked: Question) -> bool:
+    """Whether the response is masked: a job that asks for anything else is answered in clear, in any round."""
+    return asked.purpose == Purpose.train and asked.round.secure is not None
 
 
 # What a site remembers

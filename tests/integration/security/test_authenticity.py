@@ -40,6 +40,7 @@ from fl_queue.protocol import (
 )
 from fl_queue.protocol.header import Header
 from fl_queue.protocol.records import Enrolment
+from fl_queue.secure.vault import Vault
 from fl_queue.store import RoundState, RunState, Store, credentials, keyspace
 from fl_queue.store.credentials import Credentials
 from fl_queue.store.jobs import dispatch
@@ -584,6 +585,35 @@ def test_a_site_that_requires_secure_rounds_answers_no_plain_one(
     assert answer.environment == {"cannot": "RoundRefused"}
     assert hospital.refused("a") == [answer.reason]
     assert not [*(tmp_path / "a").rglob("*.npz"), *(tmp_path / "a/cache").rglob("*")]
+
+
+@pytest.mark.parametrize(
+    ("function", "purpose"), [(client.evaluate, "evaluate"), (client.sums, "sums")]
+)
+def test_the_fields_of_a_secure_round_do_not_let_another_job_be_answered_in_clear(
+    store: Store,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    function: Callable[[str, int], str],
+    purpose: str,
+) -> None:
+    """Neither by a site that has secure rounds only, nor by one that has made keys of this round."""
+    hospital = Hospital(store, tmp_path, monkeypatch, signed=False)
+    vault = Vault(tmp_path / "b", "b")
+    vault.begin(hospital.run)
+    vault.enter(hospital.run, 1, bytes(32), 2, False)
+    hospital.write(purpose=purpose, stage="keys", secure="{}", parties="{}")
+
+    hospital.work("a", function, require_secure=True)
+    hospital.work("b", function)
+
+    found = hospital.answers()
+    assert {who: (one.kind, one.num_examples, one.metrics) for who, one in found.items()} == {
+        "a": ("failure", 0, {}),
+        "b": ("failure", 0, {}),
+    }
+    assert "secure rounds only" in found["a"].reason
+    assert found["b"].reason == "round 1 was a secure one when this site made its keys"
 
 
 def test_version_zero_is_made_by_a_site_that_requires_secure_rounds(
