@@ -9,6 +9,7 @@ masks two updates alike. The update in clear stays in the outbox until it is mas
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -246,7 +247,7 @@ class SecureRound:
         A digest, once the round has it.
 
         Raises:
-            RoundEnded: The round ended first, or takes no updates any more.
+            RoundEnded: The round ended first, takes no updates any more, or has another job for this client.
         """
         pause_s = FIRST_WAIT_S
         while True:
@@ -256,6 +257,7 @@ class SecureRound:
             is_over = seen.stage == Stage.unmask and not self.job.unmasks
             if seen.state != RoundPhase.open or is_over or self.job.ended():
                 raise RoundEnded(f"round {self.job.round.number} goes on without", public=True)
+            self._check_newest()
             time.sleep(pause_s)
             pause_s = min(MAX_WAIT_S, 1.5 * pause_s)
 
@@ -275,10 +277,25 @@ class SecureRound:
         def fetch() -> bytes:
             found = self.job.store.data.secure_records.get(key, MAX_BYTES)
             if found is None:
+                self._check_newest()
                 raise ContentMissing(key)
             return found
 
         return waited_for(self.job, fetch)
+
+    def _check_newest(self) -> None:
+        """
+        End a job that waits, once there is a newer one: it sends again what the data server has lost.
+
+        What is waited for may follow from that alone, and the newer job waits for this one.
+
+        Raises:
+            RoundEnded: There is.
+        """
+        job = self.job
+        newest = job.store.control.rounds.job(job.run, job.round.number, job.who)
+        if newest.get("job") != os.environ.get("RQ_JOB_ID"):
+            raise RoundEnded("superseded by a newer attempt", public=True)
 
     # The outbox
 

@@ -18,7 +18,7 @@ from fl_queue.secure.member import Member
 from fl_queue.secure.policy import RoundPolicy
 from fl_queue.secure.records import Confirmations, Inbox, Roster, SignedRunKey, Survivors
 from fl_queue.secure.ring import Words
-from fl_queue.secure.vault import RoundSecrets, RunSecrets, Vault
+from fl_queue.secure.vault import RoundSecrets, RunSecrets, Vault, no_run_key
 
 
 class SitePart:
@@ -136,7 +136,7 @@ class SitePart:
     def _run(self) -> RunSecrets:
         found = self._vault.run(self._view.run)
         if found is None:
-            raise RoundRefused(f"this site has no run key of run {self._view.run}")
+            raise no_run_key(self._view.run)
         return found
 
     def _member(self, run: RunSecrets) -> Member:

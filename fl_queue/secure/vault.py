@@ -356,7 +356,7 @@ class Vault:
     def _check_open(self, run: str, number: int) -> None:
         found = self.run(run)
         if found is None:
-            raise RoundRefused(f"this site has no run key of run {run}")
+            raise no_run_key(run)
         if number <= found.closed:
             raise RoundRefused(
                 f"round {number} is over at this site, which has closed round {found.closed}"
@@ -405,6 +405,11 @@ def _new_secrets(context: bytes, threshold: int) -> RoundSecrets:
     coefficients = tuple(shamir.to_bytes(each).hex() for each in polynomial)
     secret = masks.mask_key(shamir.to_bytes(polynomial[0]), context)
     return RoundSecrets(context.hex(), coefficients, crypto.public_half(secret).hex())
+
+
+def no_run_key(run: str) -> RoundRefused:
+    """Why a site that has lost its state has no part in a run, until it is asked for a run key again."""
+    return RoundRefused(f"this site has no run key of run {run}", lasts=True)
 
 
 def _no_keys(number: int) -> RoundRefused:

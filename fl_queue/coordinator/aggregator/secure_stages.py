@@ -23,7 +23,7 @@ from fl_queue.protocol.events import StageBegun
 from fl_queue.protocol.records import Outcome, Receipt
 from fl_queue.protocol.secure_state import SecureState, Stage
 from fl_queue.secure.graph import confirmations_needed
-from fl_queue.secure.records import Inbox, Roster, Survivors
+from fl_queue.secure.records import Confirmations, Inbox, Roster, Survivors
 from fl_queue.store import keyspace
 from fl_queue.store.control.stages import KINDS
 from fl_queue.store.jobs import rq_types
@@ -75,6 +75,9 @@ class SecureStages:
             intake.roster = self._records.find(Roster, state.roster)
         if state.survivors and intake.survivors is None:
             intake.survivors = self._records.find(Survivors, state.survivors)
+        if state.confirmations:
+            # Which signatures came first is known from this record alone.
+            self._records.find(Confirmations, state.confirmations)
 
     def ending(self, drained: bool) -> Ending | None:
         """
@@ -249,7 +252,8 @@ class SecureStages:
         found = intake.unmasked_by()
         if found is None:
             lost = set(intake.survivors.clients if intake.survivors else ()) - intake.updates.keys()
-            return "masked updates were lost with the data server" + _of("of", sorted(lost))
+            lost |= set(intake.dropped()) - intake.keys.keys()
+            return "masked updates or keys were lost with the data server" + _of("of", sorted(lost))
         return f"{found.shortage()} within secure.unmask_s = {config.secure.unmask_s:g} s"
 
     @property

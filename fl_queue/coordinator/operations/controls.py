@@ -101,6 +101,9 @@ def resume(store: Store, name: str, state_dir: Path) -> tuple[RunState, list[str
             more = f"add rounds with `fl-queue start-round CONFIG --run {state.name} --rounds N`"
             more = more if is_model else f"see `fl-queue result {state.name}`"
             raise RunStateError(state.name, f"is {state.state} {at_version(state.version)}; {more}")
+        if current_config(store, state.run_id).secure.enabled:
+            # Sites forget their run keys when a run ends.
+            store.control.runs.forget_site_reports(state.run_id)
         if _reopen(store, state.run_id, by):
             done.append(_continuation(state))
             break

@@ -108,3 +108,7 @@ class Runs:
         raw = self._server.hash(keyspace.sites(run))
         # Not client ids alone: one field holds the facts of the majority.
         return {client.decode(errors="replace"): raw[client] for client in sorted(raw)}
+
+    def forget_site_reports(self, run: str) -> None:
+        """Have all sites asked again before the next round."""
+        self._server.redis.delete(keyspace.sites(run))

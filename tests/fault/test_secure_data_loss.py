@@ -1,0 +1,69 @@
+"""The data server lost in each stage of a secure round: the round goes on by itself, with the same bits."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+
+import pytest
+
+from fl_queue.store.embedded import server_pair
+from tests.support.federation import wait_for
+from tests.support.secure_federation import SECURE, SecureFederation
+from tests.support.server_binaries import chosen_server
+
+ROUND = (
+    "round.cohort=4", "round.quorum=3", "run.rounds=1", "run.evaluate_every=0", "round.deadline_s=120",
+    "round.grace_s=60", "security.require_enrolment=true",
+)  # fmt: skip
+LONG = (*SECURE, "secure.keys_s=100.0", "secure.unmask_s=100.0")
+
+
+@pytest.fixture(scope="module")
+def federation(
+    tmp_path_factory: pytest.TempPathFactory, no_process_left: None
+) -> Iterator[SecureFederation]:
+    folder = tmp_path_factory.mktemp("federation")
+    with server_pair.start(folder / "state", server=chosen_server()) as redis:
+        made = SecureFederation(redis, folder, 4)
+        try:
+            yield made
+        finally:
+            made.close()
+
+
+@pytest.fixture(scope="module")
+def calm(federation: SecureFederation) -> list[str]:
+    """Digests of the same run in clear."""
+    return federation.digests_of("lost", *ROUND)
+
+
+@pytest.mark.parametrize(
+    ("point", "who"),
+    [
+        ("keys.pushed", "site-1_"),
+        ("roster.frozen", "aggregator-"),
+        ("update.pushed", "site-1_"),
+        ("survivors.frozen", "aggregator-"),
+        ("confirm.pushed", "site-1_"),
+        ("reveal.noted", "site-1_"),
+    ],
+)
+def test_a_round_goes_on_without_what_the_data_server_held(
+    federation: SecureFederation, calm: list[str], point: str, who: str
+) -> None:
+    fired = federation.arm(point, "stop", who)
+    run = federation.begin("lost", *ROUND, *LONG)
+    wait_for(point, fired.exists)
+    federation.redis.kill("data")
+    federation.redis.restart("data")
+    assert not federation.store.data.redis.exists(f"flq:{{{run}}}:results")
+    os.kill(int(fired.read_text()), signal.SIGCONT)
+
+    state = federation.finish(run, 100)
+
+    assert state.state == "completed", state.reason
+    [record] = federation.committed(run)
+    assert sorted(record.accepted) == federation.clients
+    assert federation.free(run) == calm
