@@ -44,9 +44,6 @@ def calm(federation: SecureFederation) -> list[str]:
     [
         ("keys.pushed", "site-1_"),
         ("roster.frozen", "aggregator-"),
-        ("update.pushed", "site-1_"),
-        ("survivors.frozen", "aggregator-"),
-        ("confirm.pushed", "site-1_"),
         ("reveal.noted", "site-1_"),
     ],
 )
@@ -56,11 +53,44 @@ def test_a_round_goes_on_without_what_the_data_server_held(
     fired = federation.arm(point, "stop", who)
     run = federation.begin("lost", *ROUND, *LONG)
     wait_for(point, fired.exists)
-    federation.redis.kill("data")
-    federation.redis.restart("data")
-    assert not federation.store.data.redis.exists(f"flq:{{{run}}}:results")
+    _lose(federation)
     os.kill(int(fired.read_text()), signal.SIGCONT)
 
+    _ends_as_in_clear(federation, run, calm)
+
+
+def test_survivors_that_are_frozen_after_the_clients_were_asked_again(
+    federation: SecureFederation, calm: list[str]
+) -> None:
+    """The jobs that would have sent everything again are replaced by those that unmask."""
+    fired = federation.arm("survivors.stored", "stop", "aggregator-")
+    run = federation.begin("lost", *ROUND, *LONG)
+    wait_for("the survivors", fired.exists)
+    workers = [federation.worker_pid(site) for site in federation.clients]
+    for pid in workers:
+        os.kill(pid, signal.SIGSTOP)
+    _lose(federation)
+    identity, rounds = federation.store.data.identity(), federation.store.control.rounds
+
+    def is_asked() -> bool:
+        current = rounds.get(run, 1)
+        return current is not None and current.data_server == identity
+
+    wait_for("the clients to be asked again", is_asked)
+    os.kill(int(fired.read_text()), signal.SIGCONT)
+    wait_for("the freeze", lambda: federation.store.control.stages.progress(run, 1).survivors)
+    for pid in workers:
+        os.kill(pid, signal.SIGCONT)
+
+    _ends_as_in_clear(federation, run, calm)
+
+
+def _lose(federation: SecureFederation) -> None:
+    federation.redis.kill("data")
+    federation.redis.restart("data")
+
+
+def _ends_as_in_clear(federation: SecureFederation, run: str, calm: list[str]) -> None:
     state = federation.finish(run, 100)
 
     assert state.state == "completed", state.reason

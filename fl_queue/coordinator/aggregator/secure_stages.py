@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from fl_queue.common import failpoints
+from fl_queue.coordinator.aggregator import job_requests
 from fl_queue.coordinator.aggregator.open_round import OpenRound
 from fl_queue.coordinator.aggregator.round_records import RoundRecords
 from fl_queue.coordinator.aggregator.secure_intake import SecureIntake
@@ -57,6 +58,7 @@ class SecureStages:
         self._records = RoundRecords(self._store, self._run, self._number, state_dir)
         #: Digests of the records whose inboxes this incarnation has stored.
         self._stored: set[str] = set()
+        self._has_asked = False
 
     @property
     def _state(self) -> SecureState:
@@ -235,12 +237,28 @@ class SecureStages:
             return Ending(Outcome.committed, reason)
         if not drained:
             return None
+        self._ask_for_lost(roster, survivors)
         elapsed_s = self._current.tick()
         revoked = self._store.control.enrolments.revoked(roster.clients)
         silent = set(roster.clients) - intake.answers.keys() - intake.failed - revoked
         if silent and elapsed_s < self._current.state.deadline_s:
             return None
         return Ending(Outcome.abandoned, self._why_not_unmasked(sorted(silent)))
+
+    def _ask_for_lost(self, roster: Roster, survivors: Survivors) -> None:
+        """
+        Have what this incarnation lacks sent again, once; an earlier one had it, and the data server has lost it.
+
+        The survivors may have been frozen after the clients were asked again, with jobs that send nothing again.
+        """
+        keys, updates = self._intake.keys.keys(), self._intake.updates.keys()
+        lost = (set(roster.clients) - keys) | (set(survivors.clients) - updates)
+        if self._has_asked:
+            return
+        self._has_asked = True
+        for client in sorted(lost):
+            why = "lost: its keys or its masked update"
+            job_requests.ask_again(self._store, self._run, self._current.state, client, why)
 
     def _why_not_unmasked(self, silent: Sequence[str]) -> str:
         intake, config = self._intake, self._current.config
