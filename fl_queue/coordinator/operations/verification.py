@@ -298,21 +298,28 @@ def recompute(
             states,
         )
     merger = _merger_of(manifest, record, config, state_dir)
+    models = ModelStore(store, run, config.redis.chunk_bytes, state_dir)
+    _merge_archived(models, merger, record, signatures)
+    strategy = load_strategy(config.aggregation.strategy, config.strategy, strategy_allow)
+    return _digest_of_next(models, merger, strategy, record)
+
+
+def _merge_archived(
+    models: ModelStore, merger: UpdateMerger, record: RoundRecord, signatures: Signatures
+) -> None:
+    """Merge the updates of a round as they are archived, in clear or masked. Raises as ``recompute``."""
     masked = None
     if record.secure:
-        masked = secure_verification.MaskedRound(record, merger, state_dir, run)
+        masked = secure_verification.MaskedRound(record, merger, models.state_dir, models.run)
     for client, digest in sorted(record.accepted.items()):
-        update = update_archive.read(state_dir, run, record.round, client, digest)
+        update = update_archive.read(models.state_dir, models.run, record.round, client, digest)
         signatures.check(client, update)
         if masked is not None:
             masked.add(client, update)
         else:
             _merge_as_recorded(merger, client, update, record)
-    models = ModelStore(store, run, config.redis.chunk_bytes, state_dir)
     if masked is not None:
-        masked.merge(models.open_body(record.base_digest, manifest).view)
-    strategy = load_strategy(config.aggregation.strategy, config.strategy, strategy_allow)
-    return _digest_of_next(models, merger, strategy, record)
+        masked.merge(models.open_body(record.base_digest, merger.manifest).view)
 
 
 def _digest_of_step(
