@@ -24,7 +24,7 @@ from hypothesis import settings
 from fl_queue.common import collector
 from fl_queue.store import Store
 from fl_queue.store.embedded.server_pair import EmbeddedRedis, start
-from tests.support import order, skips
+from tests.support import order, prestarted, skips
 from tests.support.federation import Federation
 from tests.support.server_binaries import chosen_server, put_chosen_on_path
 
@@ -52,6 +52,7 @@ def no_process_left(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
     yield
 
+    prestarted.SESSION.close()
     del os.environ[name]
     folder = tmp_path_factory.getbasetemp()
     deadline = time.monotonic() + _END_S
@@ -187,16 +188,18 @@ def federation(
     An aggregator, an evaluator and clients on servers of their own, for all tests of a module.
 
     The module may set ``CLIENTS`` (2), ``environment(folder)`` for the workers, ``ALLOW``, the own tasks
-    that they let in, and ``EVALUATOR = False`` where no run has versions scored: each worker that imports
-    torch costs seconds of processor time.
+    that they let in, ``EVALUATOR = False`` where no run has versions scored (each worker that imports torch
+    costs seconds of processor time), and ``FORKED = True``, which saves the imports.
     """
     folder = tmp_path_factory.mktemp("federation")
     module = request.module
     environment = getattr(module, "environment", lambda folder: {})
     clients, allow = getattr(module, "CLIENTS", 2), getattr(module, "ALLOW", "")
-    evaluator = getattr(module, "EVALUATOR", True)
+    evaluator, forked = getattr(module, "EVALUATOR", True), getattr(module, "FORKED", False)
     with start(folder / "state", server=chosen_server()) as redis:
-        made = Federation(redis, folder, clients, environment(folder), allow, evaluator=evaluator)
+        made = Federation(
+            redis, folder, clients, environment(folder), allow, evaluator=evaluator, forked=forked
+        )
         try:
             yield made
         finally:

@@ -19,6 +19,7 @@ from fl_queue.protocol.records import RoundRecord
 from fl_queue.store import RunState, Store, keyspace
 from fl_queue.store.embedded.server_pair import EmbeddedRedis
 from fl_queue.store.jobs import dispatch
+from tests.support import prestarted
 
 Value = TypeVar("Value")
 #: Fast rounds: one linear layer on about a hundred images.
@@ -37,7 +38,13 @@ def wait_for(what: str, ask: Callable[[], Value], timeout_s: float = 60.0) -> Va
 
 
 class Federation:
-    """An aggregator, an evaluator and clients on private servers; ``close`` ends them all."""
+    """
+    An aggregator, an evaluator and clients on private servers; ``close`` ends them all.
+
+    Args:
+        forked: Fork the workers and all they start from a process that has imported what they need, for tests
+            that are not about the start of a process; see ``prestarted``.
+    """
 
     def __init__(
         self,
@@ -48,7 +55,9 @@ class Federation:
         allow: str = "",
         data: Path | None = None,
         evaluator: bool = True,
+        forked: bool = False,
     ) -> None:
+        self._forked = forked
         self.redis, self.folder, self.allow, self.data = redis, folder, allow, data
         self.environment = {
             **os.environ,
@@ -85,9 +94,12 @@ class Federation:
         command += ["--data", str(self.data)] if self.data and role != "aggregator" else []
         command += ["--state-dir", str(self.redis.state_dir)]
         with (self.folder / f"{name}.log").open("ab") as log:
-            self.processes[name] = subprocess.Popen(
-                command, stdout=log, stderr=log, env=self.environment
-            )
+            if self._forked:
+                self.processes[name] = prestarted.SESSION.popen(command, log, self.environment)
+            else:
+                self.processes[name] = subprocess.Popen(
+                    command, stdout=log, stderr=log, env=self.environment
+                )
 
     def arm(self, point: str, action: str, whose: str = "") -> Path:
         """Have the next such worker that reaches a fault point do something; see ``failpoints``."""

@@ -24,6 +24,7 @@ from workers import client as worker
 
 EVALUATOR = False
 CLIENTS = 2
+FORKED = True
 ALL_SITES = ("run.rounds=1", "round.cohort=1.0", "data.shares=2", "run.evaluate_every=0")
 
 

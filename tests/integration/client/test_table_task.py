@@ -56,7 +56,7 @@ def sites(tmp_path: Path, no_process_left: None) -> Iterator[Federation]:
         which = "test.csv" if name == "evaluator" else "train.csv"
         (tmp_path / name / which).write_text("\n".join(lines) + "\n")
     with start(tmp_path / "state", server=chosen_server()) as redis:
-        made = Federation(redis, tmp_path, 0, evaluator=False)
+        made = Federation(redis, tmp_path, 0, evaluator=False, forked=True)
         try:
             for name in tables:
                 made.start(name, "--data", str(tmp_path / name))

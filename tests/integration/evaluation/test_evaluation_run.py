@@ -41,7 +41,7 @@ def sites(tmp_path_factory: pytest.TempPathFactory, no_process_left: None) -> It
     (folder / "study.toml").write_text(breast_cancer.CONFIG)
     breast_cancer.write_model(folder / "model.safetensors", breast_cancer.weights())
     with start(folder / "state", server=chosen_server()) as redis:
-        made = Federation(redis, folder, clients=0, evaluator=False)
+        made = Federation(redis, folder, clients=0, evaluator=False, forked=True)
         try:
             start_sites(made, PARTS, OPEN)
             yield made

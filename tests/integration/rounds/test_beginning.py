@@ -41,7 +41,7 @@ def sites(tmp_path_factory: pytest.TempPathFactory, no_process_left: None) -> It
     """An aggregator, an evaluator and two clients."""
     folder = tmp_path_factory.mktemp("beginning")
     with start(folder / "state", server=chosen_server()) as redis:
-        made = Federation(redis, folder, 2)
+        made = Federation(redis, folder, 2, forked=True)
         try:
             yield made
         finally:

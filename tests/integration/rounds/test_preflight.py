@@ -15,6 +15,7 @@ from tests.support.federation import Federation, kill, wait_for
 
 EVALUATOR = False
 CLIENTS = 3
+FORKED = True
 ALLOW = "sites:Sites"
 #: What a site is like comes from a file of its own, so that a test can change it.
 TASK = """

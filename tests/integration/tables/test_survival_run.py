@@ -40,7 +40,7 @@ def sites(tmp_path_factory: pytest.TempPathFactory, no_process_left: None) -> It
     rossi = load_rossi()
     parts = [rossi[rossi.index % 3 == site] for site in range(3)]
     with start(folder / "state", server=chosen_server()) as redis:
-        made = Federation(redis, folder, clients=0, evaluator=False)
+        made = Federation(redis, folder, clients=0, evaluator=False, forked=True)
         try:
             start_sites(made, parts, "min_cell = 1\n", "rossi.csv")
             yield made
