@@ -23,19 +23,33 @@ class Marks:
     def __init__(self) -> None:
         self._task: Task | None = None
         self._before: dict[str, Any] = {}
+        #: Those of the task alone.
+        self._of_task: dict[str, Any] = {}
         self._data: list[tuple[Any, Any]] = []
+        self._is_unchanged = False
 
     def take(self, task: Task, data: Iterable[Any]) -> None:
-        """Take them, of a task and of the data that are kept."""
-        self._task = task
-        self._before = {**process_marks.taken(), **_of_task(task)}
-        self._data = [(found, of_data(found)) for found in data]
+        """
+        Take them, of a task and of the data that are kept.
+
+        Where the last job of the same task has left all as it was, those of that time still hold: what has been
+        written to since would otherwise go unseen.
+        """
+        if not (self._is_unchanged and self._task is task):
+            self._of_task, self._data = _of_task(task), []
+        known = {id(found): marks for found, marks in self._data}
+        self._task, self._is_unchanged = task, False
+        self._before = {**process_marks.taken(), **self._of_task}
+        self._data = [
+            (found, known[id(found)] if id(found) in known else of_data(found)) for found in data
+        ]
 
     def add_data(self, found: Any) -> None:
         """Take them of data that have been read meanwhile; what reading left at the task is theirs."""
         self._data.append((found, of_data(found)))
         if self._task is not None:
-            self._before = {**process_marks.taken(), **_of_task(self._task)}
+            self._of_task = _of_task(self._task)
+            self._before = {**process_marks.taken(), **self._of_task}
 
     def changed(self) -> list[str]:
         """What has changed since, in words; a process's settings are set back."""
@@ -47,6 +61,7 @@ class Marks:
         if any(of_data(data) != before for data, before in self._data):
             found.append("the samples")
         process_marks.set_back(self._before)
+        self._is_unchanged = not found
         return found
 
 

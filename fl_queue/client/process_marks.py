@@ -35,6 +35,7 @@ _PROGRESS = "tqdm_monitor"
 _STATUS = Path("/proc/self/status")
 _UMASK = re.compile(rb"^Umask:\s*(\d+)", re.MULTILINE)
 _TIMERS = (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF)
+_SIGNALS = tuple(int(number) for number in sorted(signal.valid_signals()))
 #: Smallest float64; 0 where tiny numbers count as 0.
 _TINY = 5e-324
 
@@ -97,9 +98,7 @@ SETTINGS: Mapping[str, Callable[[], Any]] = MappingProxyType(
             torch.tensor(_TINY, dtype=torch.float64, device="cpu") * 1
         ),
         "the umask": _umask,
-        "the signal handlers": lambda: tuple(
-            _handler(number) for number in sorted(signal.valid_signals())
-        ),
+        "the signal handlers": lambda: tuple(_handler(number) for number in _SIGNALS),
         "a timer": lambda: tuple(signal.getitimer(timer)[0] > 0 for timer in _TIMERS),
     }
 )

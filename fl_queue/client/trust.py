@@ -12,6 +12,7 @@ import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,7 @@ def round_config(site: WorkerSettings, asked: Question) -> RunConfig:
     _check_not_in_clear(site, asked)
     if statement is not None:
         _remember(site, asked)
-    return RunConfig.from_dict(segment["config"])
+    return _parsed(dumps(segment["config"]))
 
 
 def segment_config(
@@ -92,7 +93,13 @@ def segment_config(
             f"the config of run {state.run_id} is not signed with the operator's key, or was changed"
         )
     _check_pin(site, segment)
-    return RunConfig.from_dict(segment["config"])
+    return _parsed(dumps(segment["config"]))
+
+
+@lru_cache(maxsize=8)
+def _parsed(config: str) -> RunConfig:
+    """A config; each round of a run brings the same. A worker runs no code of a task that could change it."""
+    return RunConfig.from_dict(json.loads(config))
 
 
 def operator_key(site: WorkerSettings) -> str:
