@@ -228,8 +228,7 @@ def push(job: ClientJob, header: Header, body: memoryview) -> bool:
     options = outbox.SendOptions(
         redis.inline_bytes,
         redis.chunk_bytes,
-        # The sum of a secure round is not put in the place of its updates before it ends: all of them lie there.
-        0 if current.secure is not None else redis.unmerged_bytes,
+        redis.unmerged_bytes,
         job.site.seal,
         rivals,
     )

@@ -1,4 +1,4 @@
-"""Every process of a secure round killed between any two of its steps: the run ends with the same bits."""
+"""Every process of a secure round killed between any two of its steps (``secure_sum`` too): the same bits come out."""
 
 from __future__ import annotations
 
@@ -76,6 +76,18 @@ def test_an_aggregator_killed_at_each_of_its_steps(
 ) -> None:
     fired = [federation.arm(point, "kill", "aggregator-") for point in AGGREGATOR]
     run = federation.begin("points", *ROUND, *LONG)
+
+    _ends_as_in_clear(federation, run, calm)
+    assert all(each.exists() for each in fired)
+
+
+def test_an_aggregator_killed_as_it_puts_the_sum_in_place_of_masked_updates(
+    federation: SecureFederation, calm: list[str]
+) -> None:
+    points = ("partial.stored", "partial.saved")
+    fired = [federation.arm(point, "kill", "aggregator-") for point in points]
+    overrides = ("redis.inline_bytes=0", "redis.unmerged_bytes=1")
+    run = federation.begin("points", *ROUND, *LONG, *overrides)
 
     _ends_as_in_clear(federation, run, calm)
     assert all(each.exists() for each in fired)

@@ -32,6 +32,7 @@ from fl_queue.coordinator.aggregator.partial_sum import PartialRoundState, Resum
 from fl_queue.coordinator.aggregator.receipts import ReceiptLog
 from fl_queue.coordinator.aggregator.secure_intake import SecureIntake
 from fl_queue.coordinator.aggregator.secure_stages import SecureStages
+from fl_queue.coordinator.aggregator.secure_sum import MaskedSum
 from fl_queue.coordinator.aggregator.sum_checkpoint import SumCheckpoint
 from fl_queue.coordinator.aggregator.taken_list import TakenList
 from fl_queue.coordinator.aggregator.verdicts import make_receipt, with_merged
@@ -89,6 +90,7 @@ class UpdateIntake:
         self.step = step_intake.open_step(current, self.manifest, state_dir)
         #: The messages and stages of a secure round; None where updates come in clear.
         self.secure = self._open_secure()
+        self._masked = MaskedSum(self.secure) if self.secure is not None else None
         self.stages = (
             SecureStages(current, self.secure, lambda: self.receipts, state_dir)
             if self.secure is not None
@@ -127,8 +129,8 @@ class UpdateIntake:
     @property
     def _resumable(self) -> ResumableSum | None:
         """What another incarnation can go on from; None: it takes all messages again."""
-        if self.secure is not None:
-            return None  # Beside the sum, it takes the shares that came with each update.
+        if self._masked is not None:
+            return self._masked
         if self.merger is None:
             return self.step
         return self.merger.total if self.merger.is_resumable else None
@@ -157,7 +159,7 @@ class UpdateIntake:
     @property
     def can_resume(self) -> bool:
         """Whether another incarnation can go on from a partial sum; else it takes all messages again."""
-        return self.secure is None and (self.merger is None or self.merger.is_resumable)
+        return self.merger is None or self.merger.is_resumable
 
     def received(self) -> int:
         """Count the valid updates so far."""
@@ -523,6 +525,8 @@ class UpdateIntake:
         total = self._resumable
         if total is not None and (found := self._checkpoint.load(total)):
             self.progress = found
+            if self._masked is not None:
+                self._masked.resume(found.secure)
         for client, receipt in self.store.control.receipts.of_round(self.run, self.number).items():
             if client in self._current.cohort and not receipt.is_in:
                 self._remember(client, receipt)
@@ -540,5 +544,7 @@ class UpdateIntake:
         Raises:
             OwnershipLost: Another incarnation has taken over.
         """
+        if self._masked is not None:
+            self.progress.secure = self._masked.progress()
         if (total := self._resumable) is not None and self.taken.count:
             self._checkpoint.save(total, self.progress)

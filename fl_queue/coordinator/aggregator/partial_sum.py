@@ -35,10 +35,19 @@ _PURPOSE = "partial v1"
 class ResumableSum(Protocol):
     """A sum of answers that another incarnation can go on from, such as ``ExactSum``."""
 
-    total_weight: int
-    divisor: int
-    count: int
     scalars: dict[str, Fraction]
+
+    @property
+    def total_weight(self) -> int:
+        """Sum of the weights."""
+
+    @property
+    def divisor(self) -> int:
+        """Divisor of means."""
+
+    @property
+    def count(self) -> int:
+        """Answers in it."""
 
     @property
     def layout(self) -> Manifest:
@@ -66,12 +75,14 @@ class PartialRoundState:
         validation: Client -> sums of its validation metrics, of received updates.
         training: Client -> sums of its training metrics, of received updates.
         written: All receipts as the control server has them, of further updates too.
+        secure: Of a secure round, what came with its messages beside the words of the sum.
     """
 
     receipts: dict[str, Receipt] = field(default_factory=dict)
     validation: dict[str, Sums] = field(default_factory=dict)
     training: dict[str, Sums] = field(default_factory=dict)
     written: dict[str, Receipt] = field(default_factory=dict)
+    secure: dict[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> str:
         """The state as JSON."""
@@ -85,7 +96,7 @@ class PartialRoundState:
             {who: Receipt(**values) for who, values in raw[key].items()}
             for key in ("receipts", "written")
         )
-        return cls(receipts, raw["validation"], raw["training"], written)
+        return cls(receipts, raw["validation"], raw["training"], written, raw.get("secure", {}))
 
 
 class PartialSumStore:

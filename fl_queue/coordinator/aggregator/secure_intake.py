@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from fractions import Fraction
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from fl_queue.aggregation.merge import UpdateMerger
 from fl_queue.common import failpoints
@@ -19,7 +19,14 @@ from fl_queue.protocol.header import Header
 from fl_queue.protocol.records import LOST, Verdict
 from fl_queue.protocol.tensor_layout import Bytes, Tensor
 from fl_queue.secure import merging, unmasking
-from fl_queue.secure.bodies import ConfirmBody, KeysBody, UnmaskBody, UpdateTrailer
+from fl_queue.secure.bodies import (
+    NO_SHARE,
+    ConfirmBody,
+    Dealt,
+    KeysBody,
+    UnmaskBody,
+    UpdateTrailer,
+)
 from fl_queue.secure.context import confirm_statement
 from fl_queue.secure.graph import Graph
 from fl_queue.secure.records import (
@@ -228,6 +235,46 @@ class SecureIntake:
         trailer = self.updates[client]
         readers = self.graph.neighbours(client, set(self.roster.clients))
         return Dealing(readers, trailer.dealt, trailer.commitment)
+
+    # What another incarnation goes on from
+
+    def collected(self) -> dict[str, Any]:
+        """Everything that has come but the words of the sum, as plain values."""
+        return {
+            "keys": {id_: body.to_bytes().hex() for id_, body in self.keys.items()},
+            "updates": {
+                id_: [self.digests[id_], trailer.to_bytes().hex()]
+                for id_, trailer in self.updates.items()
+            },
+            "signatures": {id_: signature.hex() for id_, signature in self.signatures.items()},
+            "answers": {id_: body.to_bytes().hex() for id_, body in self.answers.items()},
+            "failed": sorted(self.failed),
+            "lost": sorted(self._has_lost),
+        }
+
+    def restore(self, found: Mapping[str, Any]) -> None:
+        """
+        Go on from what another incarnation has collected.
+
+        Raises:
+            MessageError, KeyError, TypeError, ValueError: It is something else.
+        """
+        for client, text in found["keys"].items():
+            neighbours = len(self.graph.neighbours(client))
+            self.keys[client] = KeysBody.from_bytes(bytes.fromhex(text), neighbours)
+        for client, (digest, text) in found["updates"].items():
+            raw = bytes.fromhex(text)
+            # The roster may be known only once all keys are here.
+            readers = (len(raw) - UpdateTrailer.nbytes(0)) // Dealt.nbytes(1)
+            self.updates[client] = UpdateTrailer.from_bytes(raw, readers)
+            self.digests[client] = digest
+        for client, text in found["signatures"].items():
+            self.signatures[client] = bytes.fromhex(text)
+        for client, text in found["answers"].items():
+            raw = bytes.fromhex(text)
+            self.answers[client] = UnmaskBody.from_bytes(raw, len(raw) // len(NO_SHARE))
+        self.failed.update(found["failed"])
+        self._has_lost.update(found["lost"])
 
     # The sum
 
