@@ -76,7 +76,8 @@ def read_facts(
     answer = ask(facts_request(site, state, config), lambda progress: None)
     if answer.outcome == "done":
         # Numbers of its files are numbers of its data.
-        kept = {site_facts.FILES} if site.require_secure else set()
+        is_secure = site.require_secure or config.secure.enabled
+        kept = {site_facts.FILES} if is_secure else set()
         return {fact: line for fact, line in answer.facts.items() if fact not in kept}
     failure = answer.error
     if answer.outcome != "failed":

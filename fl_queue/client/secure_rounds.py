@@ -214,10 +214,10 @@ class SecureRound:
             found = self._waited(lambda seen: seen.confirmations)
             confirmations = self._record(Confirmations, found)
         if self._kept(outbox.UNMASK) is None:
-            inboxes: dict[Kind, Inbox] = {
-                "key": self._inbox(roster.digest),
-                "self": self._inbox(survivors.digest),
-            }
+            inboxes: dict[Kind, Inbox] = {"self": self._inbox(survivors.digest)}
+            # Not waited for where nobody dropped out: after a loss it follows from keys that may not come again.
+            if survivors.clients != roster.clients:
+                inboxes["key"] = self._inbox(roster.digest)
             body = self._part.reveal(roster, survivors, own, confirmations, inboxes).to_bytes()
             self._write(self.job.header("unmask"), body, outbox.UNMASK)
         self._send(outbox.UNMASK)
