@@ -27,6 +27,7 @@ from fl_queue.errors import ContentMissing, MessageError, RoundEnded, RoundRefus
 from fl_queue.protocol import signing, tensor_layout
 from fl_queue.protocol.codecs import codec
 from fl_queue.protocol.header import Header
+from fl_queue.protocol.records import INPUTS
 from fl_queue.protocol.secure_state import Stage
 from fl_queue.protocol.state import RoundPhase
 from fl_queue.secure.boxes import Kind
@@ -307,7 +308,9 @@ class SecureRound:
         return kept(self.job, suffix)
 
     def _write(self, header: Header, body: bytes, suffix: str) -> None:
-        whole = replace(header, body_bytes=len(body))
+        inputs = self.job.round.inputs
+        environment = {INPUTS: inputs} if inputs else {}
+        whole = replace(header, body_bytes=len(body), environment=environment)
         outbox.write(self._site.outbox, whole, [body], suffix, durable=True)
 
     def _send(self, suffix: str) -> None:
@@ -322,10 +325,11 @@ def kept(job: ClientJob, suffix: str) -> Kept | None:
     """What lies in the outbox for a job's round; None: nothing, or of another round of its number."""
     path = outbox.path_of(job.site.outbox, job.run, job.round.number, job.who, suffix)
     found = outbox.read(path)
-    wanted = (job.round.base_version, job.round.base_digest)
-    if found is None or (found[0].base_version, found[0].base_digest) != wanted:
+    if found is None:
         return None
-    return found
+    header, wanted = found[0], (job.round.base_version, job.round.base_digest)
+    is_of = job.round.is_of(header.environment.get(INPUTS))
+    return found if is_of and (header.base_version, header.base_digest) == wanted else None
 
 
 def _seen(job: ClientJob, base: RoundModel) -> SeenRound:

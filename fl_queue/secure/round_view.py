@@ -11,6 +11,7 @@ from fl_queue.common.safe_json import dumps
 from fl_queue.errors import MessageError
 from fl_queue.protocol.header import Header, TensorEntry
 from fl_queue.protocol.manifest import Manifest, extra_name
+from fl_queue.protocol.records import INPUTS
 from fl_queue.protocol.secure_state import SecureState
 from fl_queue.protocol.state import RoundState
 from fl_queue.secure.bodies import UpdateTrailer
@@ -142,8 +143,10 @@ def masked_header(header: Header, layout: RingLayout, neighbours: int) -> Header
 
 
 def bare(header: Header, kind: str) -> Header:
-    """A header of a kind with run, round, client, base and token of another one, and nothing else of it."""
+    """A header of a kind with run, round, client, base, inputs and token of another one, and nothing else of it."""
+    inputs = header.environment.get(INPUTS)
     return Header(
+        environment={} if inputs is None else {INPUTS: inputs},
         kind=kind,
         run=header.run,
         round=header.round,
@@ -161,8 +164,12 @@ def check_bare(header: Header) -> None:
     Raises:
         MessageError: Names the field.
     """
-    for name in ("num_examples", "metrics", "train_metrics", "train_s", "environment"):
-        if getattr(header, name):
+    found = {
+        name: getattr(header, name)
+        for name in ("num_examples", "metrics", "train_metrics", "train_s")
+    }
+    for name, value in {**found, "environment": header.environment.keys() - {INPUTS}}.items():
+        if value:
             raise MessageError(f"{name} is not empty in a message of a secure round")
 
 
