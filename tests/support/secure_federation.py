@@ -24,12 +24,13 @@ class SecureFederation(Federation):
         folder: Path,
         clients: int,
         environment: Mapping[str, str] | None = None,
+        forked: bool = False,
     ) -> None:
         names = [f"site-{number}" for number in range(1, clients + 1)]
         base = WorkerSettings(redis.url, redis.blob_url, redis.state_dir)
         with Store.open(redis.url, redis.blob_url, redis.state_dir) as store:
             self.sites = local_parties.enrol(store, base, names, folder)
-        super().__init__(redis, folder, clients, environment, evaluator=False)
+        super().__init__(redis, folder, clients, environment, evaluator=False, forked=forked)
 
     def start(self, name: str, *options: str) -> None:
         site = self.sites.get(name)

@@ -15,6 +15,7 @@ from tests.support.federation import Federation, wait_for
 from tests.support.manual_run import ManualRun
 
 CLIENTS = 1
+FORKED = True
 RUNS = 10
 QUEUE = f"rq:queue:{keyspace.AGGREGATE_QUEUE}"
 #: One step on a hundred images; nothing may be waited for that long.

@@ -16,6 +16,7 @@ from tests.support.federation import Federation, kill, wait_for
 #: No round is closed while the site decides; one update is enough for a version.
 PATIENT = ("run.rounds=2", "round.cohort=2", "round.quorum=0.5", "round.grace_s=300")
 EVALUATOR = False
+FORKED = True
 RUN = (*PATIENT, "train.epochs=1", "round.deadline_s=300", "run.evaluate_every=0")
 
 

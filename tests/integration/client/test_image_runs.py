@@ -32,7 +32,7 @@ def federation_of(
     environment: Mapping[str, str] | None = None,
 ) -> Iterator[Federation]:
     """Two sites and an evaluator."""
-    federation = Federation(redis, folder, 2, environment, allow, data)
+    federation = Federation(redis, folder, 2, environment, allow, data, forked=True)
     try:
         yield federation
     finally:

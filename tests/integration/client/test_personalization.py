@@ -83,7 +83,12 @@ def both(tmp_path_factory: pytest.TempPathFactory, no_process_left: None) -> Ite
     shutil.copy(ROOT / "examples/lora.py", folder)
     with start(folder / "state", server=chosen_server()) as redis:
         made = Federation(
-            redis, folder, 0, {"PYTHONPATH": str(folder)}, "normed:Normed,lora:Adapted,reading:Read"
+            redis,
+            folder,
+            0,
+            {"PYTHONPATH": str(folder)},
+            "normed:Normed,lora:Adapted,reading:Read",
+            forked=True,
         )
         try:
             made.start("pool", "--processes", "1")

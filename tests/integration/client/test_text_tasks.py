@@ -61,7 +61,7 @@ def both(tmp_path_factory: pytest.TempPathFactory, no_process_left: None) -> Ite
     """An aggregator, a pool process, and two sites with a folder each, whose training processes stay."""
     folder = tmp_path_factory.mktemp("texts")
     with start(folder / "state", server=chosen_server()) as redis:
-        made = Federation(redis, folder, 0, evaluator=False)
+        made = Federation(redis, folder, 0, evaluator=False, forked=True)
         try:
             made.start("pool", "--processes", "1", "--data", str(texts(folder / "pool", 0)))
             for number in (1, 2):

@@ -577,7 +577,7 @@ def test_a_run_restored_elsewhere_goes_on_with_the_bits_of_the_undisturbed_one(
 ) -> None:
     file = tmp_path / "same.zip"
     with start(tmp_path / "first") as redis:
-        federation = Federation(redis, tmp_path, clients=2, evaluator=False)
+        federation = Federation(redis, tmp_path, clients=2, evaluator=False, forked=True)
         try:
             # Version 2 is there, and the next round is open.
             settings = ("round.cohort=2", f"run.rounds={ROUNDS}")
@@ -594,7 +594,7 @@ def test_a_run_restored_elsewhere_goes_on_with_the_bits_of_the_undisturbed_one(
         store = Store.open(redis.url, redis.blob_url, redis.state_dir)
         state = backup.restore(store, file, redis.state_dir)
         store.close()
-        federation = Federation(redis, tmp_path, clients=2, evaluator=False)
+        federation = Federation(redis, tmp_path, clients=2, evaluator=False, forked=True)
         try:
             found = resumed(federation, state)
             again = federation.committed(state.run_id)

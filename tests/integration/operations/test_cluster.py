@@ -376,7 +376,7 @@ class Place:
 def federation_on(place: Place, folder: Path) -> Federation:
     folder.mkdir()
     environment = {"FLQ_REDIS_URL": place.url, "FLQ_REDIS_BLOB_URL": place.blob_url}
-    return Federation(cast(EmbeddedRedis, place), folder, 3, environment)
+    return Federation(cast(EmbeddedRedis, place), folder, 3, environment, forked=True)
 
 
 @pytest.fixture(scope="module")

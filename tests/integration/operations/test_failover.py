@@ -42,7 +42,9 @@ def federation(
     folder = tmp_path_factory.mktemp("failover")
     place = Place(watched.url(watched.control), watched.url(watched.data), folder / "state")
     environment = {"FLQ_REDIS_URL": place.url, "FLQ_REDIS_BLOB_URL": place.blob_url}
-    made = Federation(cast(EmbeddedRedis, place), folder, 2, environment, evaluator=False)
+    made = Federation(
+        cast(EmbeddedRedis, place), folder, 2, environment, evaluator=False, forked=True
+    )
     try:
         yield made
     finally:

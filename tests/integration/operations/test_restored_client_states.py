@@ -35,7 +35,7 @@ def federation(
     """An aggregator and two sites."""
     folder = tmp_path_factory.mktemp("restored")
     with start(folder / "state", server=chosen_server()) as redis:
-        made = Federation(redis, folder, 2, evaluator=False)
+        made = Federation(redis, folder, 2, evaluator=False, forked=True)
         try:
             yield made
         finally:

@@ -42,7 +42,7 @@ def mixed(tmp_path_factory: pytest.TempPathFactory, no_process_left: None) -> It
     """An aggregator, a pool process, and a site worker for each virtual client."""
     folder = tmp_path_factory.mktemp("codecs")
     with start(folder / "state", server=chosen_server()) as redis:
-        made = Federation(redis, folder, 0)
+        made = Federation(redis, folder, 0, forked=True)
         try:
             made.start("pool", "--processes", "1")
             made.clients = virtual_clients.clients(COUNT)

@@ -143,7 +143,9 @@ def sites(tmp_path: Path, no_process_left: None) -> Iterator[Federation]:
     (tmp_path / "lines.py").write_text(TASK)
     environment = {"PYTHONPATH": f"{tmp_path}:{ROOT}"}
     with start(tmp_path / "state", server=chosen_server()) as redis:
-        made = Federation(redis, tmp_path, 2, environment, "lines:task", evaluator=False)
+        made = Federation(
+            redis, tmp_path, 2, environment, "lines:task", evaluator=False, forked=True
+        )
         try:
             yield made
         finally:

@@ -24,6 +24,7 @@ from tests.support.federation import Federation, child_of, kill, wait_for
 from tests.support.key_rows import rows_of
 
 CLIENTS = 3
+FORKED = True
 
 
 @pytest.fixture(scope="module")

@@ -17,6 +17,7 @@ from fl_queue.strategies.layouts import state_manifest
 from tests.support.federation import Federation, wait_for
 
 CLIENTS = 2
+FORKED = True
 EVALUATOR = False
 COHORT = ("round.cohort=2", "run.evaluate_every=0")
 ADAM = (*COHORT, "aggregation.strategy=fedadam", "strategy.server_learning_rate=0.01")

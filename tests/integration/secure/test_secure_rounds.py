@@ -34,7 +34,7 @@ def federation(
 ) -> Iterator[SecureFederation]:
     folder = tmp_path_factory.mktemp("federation")
     with server_pair.start(folder / "state", server=chosen_server()) as redis:
-        made = SecureFederation(redis, folder, 4)
+        made = SecureFederation(redis, folder, 4, forked=True)
         try:
             yield made
         finally:
@@ -161,5 +161,6 @@ def test_too_few_answers_end_the_round_with_the_names_of_the_silent(
         federation.start(site)
 
     assert state.state == "failed"
-    assert "unmasking needs 3 signatures" in state.reason
+    # Both may have signed before they were killed, and revealed nothing.
+    assert re.search("unmasking needs 3 (signatures|answers)", state.reason)
     assert "site-1, site-2" in state.reason

@@ -132,7 +132,7 @@ def test_nothing_of_one_site_is_on_a_server_or_with_the_operator(
         assert plain[client][middle : middle + 16] not in held_later
     assert {
         (one.num_examples, one.weight, one.train_s, *one.environment) for one in receipts.values()
-    } == {(0, 0, 0.0)}
+    } == {(0, 0, 0.0, INPUTS)}
     control = federation.store.control.redis
     for client in federation.clients:
         assert b"num_examples" not in control.hgetall(keyspace.client(client))

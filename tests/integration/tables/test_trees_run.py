@@ -61,7 +61,7 @@ def sites(tmp_path_factory: pytest.TempPathFactory, no_process_left: None) -> It
     """An aggregator and three sites with a table each."""
     folder = tmp_path_factory.mktemp("trees")
     with start(folder / "state", server=chosen_server()) as redis:
-        made = Federation(redis, folder, clients=0, evaluator=False)
+        made = Federation(redis, folder, clients=0, evaluator=False, forked=True)
         try:
             start_sites(made, TABLES, RULES)
             (folder / "risk.toml").write_text(CONFIG + "\n[model]\nkeep_updates = true\n")
