@@ -13,6 +13,7 @@ import pytest
 from fl_queue.client import outbox
 from fl_queue.coordinator.operations import controls
 from fl_queue.protocol import message, signing
+from fl_queue.protocol.records import INPUTS
 from fl_queue.store import keyspace
 from fl_queue.store.embedded import server_pair
 from fl_queue.store.jobs import dispatch
