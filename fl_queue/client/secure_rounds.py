@@ -216,7 +216,7 @@ class SecureRound:
             confirmations = self._record(Confirmations, found)
         if self._kept(outbox.UNMASK) is None:
             inboxes: dict[Kind, Inbox] = {"self": self._inbox(survivors.digest)}
-            # Not waited for where nobody dropped out: after a loss it follows from keys that may not come again.
+            # Not waited for where no client dropped out: after a loss it follows from keys that may not come again.
             if survivors.clients != roster.clients:
                 inboxes["key"] = self._inbox(roster.digest)
             body = self._part.reveal(roster, survivors, own, confirmations, inboxes).to_bytes()
