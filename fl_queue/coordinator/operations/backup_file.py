@@ -13,6 +13,7 @@ Nothing is unpickled.
 
 from __future__ import annotations
 
+import json
 import math
 import struct
 import tempfile
@@ -113,7 +114,9 @@ def pack(document: Document, writing: Path, path: Path) -> None:
         DataError: The history is longer than a reader takes.
         OSError: The file cannot be written.
     """
-    record = dumps(asdict(document)).encode()
+    # As the history has them: without what releases before secure rounds do not know.
+    history = [json.loads(record.to_json()) for record in document.history]
+    record = dumps(asdict(document) | {"history": history}).encode()
     if len(record) > MAX_RECORD_BYTES:
         raise DataError(
             str(path), f"the history of run {document.state['name']} is too long for a backup"
