@@ -13,7 +13,7 @@ from fl_queue.client.assignment import ClientJob
 from fl_queue.client.site import WorkerSettings
 from fl_queue.errors import RoundEnded, TrainingLost
 from fl_queue.protocol import tensor_layout
-from fl_queue.protocol.records import CANNOT, Purpose
+from fl_queue.protocol.records import CANNOT, INPUTS, Purpose
 from fl_queue.protocol.trainer_messages import Answer, Failure, Request
 from fl_queue.store import Store, keyspace
 from tests.support.manual_run import ManualRun
@@ -117,4 +117,6 @@ def test_a_failure_is_the_response(job: ClientJob, lasts: bool) -> None:
     header, _ = round_job.find_or_make(job, make)
 
     assert (header.kind, header.reason) == ("failure", "DataError: line 3: not a number")
-    assert header.environment == ({CANNOT: "DataError"} if lasts else {})
+    assert job.round.inputs
+    cannot = {CANNOT: "DataError"} if lasts else {}
+    assert header.environment == {INPUTS: job.round.inputs, **cannot}
