@@ -582,7 +582,8 @@ def test_a_site_that_requires_secure_rounds_answers_no_plain_one(
     assert answer.reason == (
         f"round 1 asks for {asked} in clear, and this site takes part in secure rounds only (--require-secure)"
     )
-    assert answer.environment == {"cannot": "RoundRefused"}
+    assert answer.environment["cannot"] == "RoundRefused"
+    assert answer.environment.keys() <= {"cannot", "inputs"}
     assert hospital.refused("a") == [answer.reason]
     assert not [*(tmp_path / "a").rglob("*.npz"), *(tmp_path / "a/cache").rglob("*")]
 
