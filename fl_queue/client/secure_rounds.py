@@ -51,7 +51,7 @@ from fl_queue.store.control.stages import Progress
 
 log = logging.getLogger(__name__)
 
-FIRST_WAIT_S, MAX_WAIT_S = 0.05, 1.0
+FIRST_WAIT_S, MAX_WAIT_S = 0.02, 1.0
 #: Sends an element of the outbox; False when the round ended first.
 Push = Callable[[ClientJob, Header, memoryview], bool]
 Record = TypeVar("Record", Roster, Survivors, Confirmations)
