@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 
 from fl_queue.common.paths import below
+from fl_queue.coordinator.aggregator import round_records
 from fl_queue.errors import RunStateError
 from fl_queue.models import checkpoint, host_cache, update_archive
 from fl_queue.store import RunState, Store, queries
@@ -76,10 +77,11 @@ def _remove(store: Store, runs: Sequence[str], state_dir: Path) -> None:
 
 
 def forget_here(state_dir: Path, run: str) -> None:
-    """Remove what this machine keeps of a run: checkpoints, accepted updates, fetched models."""
+    """Remove what this machine keeps of a run: checkpoints, accepted updates, fetched models, records of secure rounds."""
     for folder in (
         checkpoint.checkpoint_folder(state_dir, run),
         below(host_cache.cache_folder(state_dir), run),
+        round_records.folder_of(state_dir, run),
     ):
         shutil.rmtree(folder, ignore_errors=True)
     update_archive.forget(state_dir, run)

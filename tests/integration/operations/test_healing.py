@@ -11,6 +11,7 @@ import pytest
 
 from fl_queue.common import processes
 from fl_queue.config import loading
+from fl_queue.coordinator.aggregator import round_records
 from fl_queue.coordinator.operations import controls, deletion, healer
 from fl_queue.coordinator.operations.healer import Healer
 from fl_queue.coordinator.rounds import lifecycle, opening, runs
@@ -230,8 +231,11 @@ def test_nothing_is_written_to_a_deleted_run_and_what_comes_of_it_is_removed(
         deletion.delete(store, state_of(store, run), tmp_path)
     controls.cancel(store, "lawful")
     state = state_of(store, run)
+    records = round_records.folder_of(tmp_path, run)
+    records.mkdir(parents=True)
     deletion.delete(store, state, tmp_path)
     assert keys(store, run) == []
+    assert not records.exists()
 
     store.control.events.add(run, Unreadable(reason="ghost"))
     store.control.evaluations.set(run, 1, {"state": "done"})
