@@ -26,7 +26,7 @@ from fl_queue.models.host_cache import HostCache, base_path
 from fl_queue.protocol.codecs import codec
 from fl_queue.protocol.header import Header
 from fl_queue.protocol.manifest import Manifest
-from fl_queue.protocol.records import DataWait
+from fl_queue.protocol.records import INPUTS, DataWait
 from fl_queue.store import (
     DATA_WAIT,
     REDIS_ERRORS,
@@ -114,6 +114,17 @@ class ClientJob:
     def strategy(self) -> Strategy:
         """The run's strategy, without code of the operator's own."""
         return get_strategy(self.config.aggregation.strategy, self.config.strategy)
+
+    def is_answered_by(self, header: Header) -> bool:
+        """
+        Whether a response starts from the same version as the round, and from the same config and share of the data.
+
+        A control server that lost its last writes opens a round of the same number once more, perhaps from
+        another version, or with other clients.
+        """
+        wanted = (self.round.base_version, self.round.base_digest)
+        is_of = self.round.is_of(header.environment.get(INPUTS))
+        return is_of and (header.base_version, header.base_digest) == wanted
 
     def header(self, kind: str) -> Header:
         """A header of this round, under a new token."""

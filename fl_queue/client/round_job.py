@@ -257,7 +257,7 @@ def find_or_make(job: ClientJob, make: Make) -> tuple[Header, memoryview]:
     """
     path = outbox.path_of(job.site.outbox, job.run, job.round.number, job.who)
     found = outbox.read(path)
-    if found is not None and not _is_of_round(job, found[0]):
+    if found is not None and not job.is_answered_by(found[0]):
         log.warning(
             "run=%s client=%s update of another round %s: not used",
             job.run,
@@ -272,18 +272,6 @@ def find_or_make(job: ClientJob, make: Make) -> tuple[Header, memoryview]:
         if not job.site.approve:
             _register_examples(job, found[0])
     return found
-
-
-def _is_of_round(job: ClientJob, header: Header) -> bool:
-    """
-    Whether a response starts from the same version as the round, and from the same config and share of the data.
-
-    A control server that lost its last writes opens a round of the same number once more, perhaps from
-    another version, or with other clients.
-    """
-    wanted = (job.round.base_version, job.round.base_digest)
-    is_of = job.round.is_of(header.environment.get(INPUTS))
-    return is_of and (header.base_version, header.base_digest) == wanted
 
 
 def _reread(path: Path) -> tuple[Header, memoryview]:

@@ -325,11 +325,7 @@ def kept(job: ClientJob, suffix: str) -> Kept | None:
     """What lies in the outbox for a job's round; None: nothing, or of another round of its number."""
     path = outbox.path_of(job.site.outbox, job.run, job.round.number, job.who, suffix)
     found = outbox.read(path)
-    if found is None:
-        return None
-    header, wanted = found[0], (job.round.base_version, job.round.base_digest)
-    is_of = job.round.is_of(header.environment.get(INPUTS))
-    return found if is_of and (header.base_version, header.base_digest) == wanted else None
+    return found if found is not None and job.is_answered_by(found[0]) else None
 
 
 def _seen(job: ClientJob, base: RoundModel) -> SeenRound:

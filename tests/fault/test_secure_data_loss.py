@@ -8,10 +8,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from fl_queue.store.embedded import server_pair
 from tests.support.federation import wait_for
-from tests.support.secure_federation import SECURE, SecureFederation
-from tests.support.server_binaries import chosen_server
+from tests.support.secure_federation import SECURE, SecureFederation, of_four
 
 ROUND = (
     "round.cohort=4", "round.quorum=3", "run.rounds=1", "run.evaluate_every=0", "round.deadline_s=120",
@@ -24,13 +22,8 @@ LONG = (*SECURE, "secure.keys_s=100.0", "secure.unmask_s=100.0")
 def federation(
     tmp_path_factory: pytest.TempPathFactory, no_process_left: None
 ) -> Iterator[SecureFederation]:
-    folder = tmp_path_factory.mktemp("federation")
-    with server_pair.start(folder / "state", server=chosen_server()) as redis:
-        made = SecureFederation(redis, folder, 4)
-        try:
-            yield made
-        finally:
-            made.close()
+    with of_four(tmp_path_factory.mktemp("federation")) as made:
+        yield made
 
 
 @pytest.fixture(scope="module")

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from fl_queue.client.site import WorkerSettings
 from fl_queue.experiments import local_parties
 from fl_queue.store import Store
+from fl_queue.store.embedded import server_pair
 from fl_queue.store.embedded.server_pair import EmbeddedRedis
 from tests.support.federation import Federation
+from tests.support.server_binaries import chosen_server
 
 #: Overrides of a secure run with everything on.
 SECURE = ("secure.enabled=true", "security.require_enrolment=true")
@@ -38,3 +41,14 @@ class SecureFederation(Federation):
             options = (*options, "--credentials", site.credentials, "--key", site.key)
             options = (*options, "--peers", site.peers)
         super().start(name, *options)
+
+
+@contextmanager
+def of_four(folder: Path, forked: bool = False) -> Iterator[SecureFederation]:
+    """Four such sites on servers of their own. Args: ``forked``: as of ``Federation``."""
+    with server_pair.start(folder / "state", server=chosen_server()) as redis:
+        made = SecureFederation(redis, folder, 4, forked=forked)
+        try:
+            yield made
+        finally:
+            made.close()

@@ -17,10 +17,8 @@ import pytest
 from fl_queue.coordinator.operations.verification import Verdict, verify
 from fl_queue.coordinator.rounds.runs import describe_state
 from fl_queue.protocol.records import RoundRecord
-from fl_queue.store.embedded import server_pair
 from tests.support.federation import wait_for
-from tests.support.secure_federation import SECURE, SecureFederation
-from tests.support.server_binaries import chosen_server
+from tests.support.secure_federation import SECURE, SecureFederation, of_four
 
 PLAIN = (
     "round.cohort=4", "round.quorum=3", "run.rounds=2", "security.require_enrolment=true",
@@ -32,13 +30,8 @@ PLAIN = (
 def federation(
     tmp_path_factory: pytest.TempPathFactory, no_process_left: None
 ) -> Iterator[SecureFederation]:
-    folder = tmp_path_factory.mktemp("federation")
-    with server_pair.start(folder / "state", server=chosen_server()) as redis:
-        made = SecureFederation(redis, folder, 4, forked=True)
-        try:
-            yield made
-        finally:
-            made.close()
+    with of_four(tmp_path_factory.mktemp("federation"), forked=True) as made:
+        yield made
 
 
 def _words(federation: SecureFederation, run: str, wanted: str) -> str:

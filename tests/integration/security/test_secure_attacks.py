@@ -15,11 +15,9 @@ from fl_queue.coordinator.operations import controls
 from fl_queue.protocol import message, signing
 from fl_queue.protocol.records import INPUTS
 from fl_queue.store import keyspace
-from fl_queue.store.embedded import server_pair
 from fl_queue.store.jobs import dispatch
 from tests.support.federation import wait_for
-from tests.support.secure_federation import SECURE, SecureFederation
-from tests.support.server_binaries import chosen_server
+from tests.support.secure_federation import SECURE, SecureFederation, of_four
 
 ROUND = (
     *SECURE, "round.cohort=4", "round.quorum=3", "run.rounds=1", "run.evaluate_every=0",
@@ -33,13 +31,8 @@ OF_SITES = {"secure", "outbox", "client-states", "cache"}
 def federation(
     tmp_path_factory: pytest.TempPathFactory, no_process_left: None
 ) -> Iterator[SecureFederation]:
-    folder = tmp_path_factory.mktemp("federation")
-    with server_pair.start(folder / "state", server=chosen_server()) as redis:
-        made = SecureFederation(redis, folder, 4)
-        try:
-            yield made
-        finally:
-            made.close()
+    with of_four(tmp_path_factory.mktemp("federation")) as made:
+        yield made
 
 
 def _kept(federation: SecureFederation, run: str, client: str, suffix: str) -> Path:
